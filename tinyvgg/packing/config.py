@@ -1,0 +1,74 @@
+"""What `synth`, `download` and `pack` can be told. One field, one flag; no heavy imports."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_BYTES = 248_100_043
+TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """Make a small seeded set of class folders with JPEG images that can be learned."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder to create; the Stanford layout is written into it."""
+    train_per_class: int = 200
+    """Training images in each of the 10 classes."""
+    val_per_class: int = 50
+    """Validation images in each of the 10 classes."""
+    seed: int = 0
+    """Same seed, same bytes."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that leave a split empty."""
+        for name in ("train_per_class", "val_per_class"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class DownloadConfig:
+    """Fetch the public TinyImageNet zip; a cut download goes on where it stopped."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """The zip file to write; a folder means OUT/tiny-imagenet-200.zip."""
+    url: str = TINY_IMAGENET_URL
+    """Where to fetch it from; a mirror must serve the same bytes."""
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Decode every image once, into uint8 numpy shards."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder or .zip with train/ and val/: the Stanford or the folder-per-class layout."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder to create; written as OUT.partial and renamed when it is complete."""
+    shard_size: int = 5000
+    """Images in a shard."""
+    workers: int = 0
+    """Decoding threads; 0 means one for each CPU core. The bytes do not depend on it."""
+    resize: int | None = None
+    """Scale the shorter side to this many pixels and cut out the center square."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """Images that cannot be packed: stop and list them, or leave them out and list them."""
+    overwrite: bool = False
+    """Replace an existing OUT, at the end and only if everything went well."""
+    json: bool = False
+    """End stdout with one JSON document."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be packed."""
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size must be at least 1, got {self.shard_size}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        if self.resize is not None and self.resize < 1:
+            raise ValueError(f"resize must be at least 1 pixel, got {self.resize}")

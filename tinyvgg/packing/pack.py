@@ -1,0 +1,337 @@
+"""Pack: class folders or a zip to a folder of uint8 shards, each image decoded once.
+
+From: `folders` (sorted paths and labels) and `decode` (pixels).
+To:   `shards.store`, which writes the files; `loading` opens them.
+
+    main thread     hands out blocks of 256 images, in order, as buffers come free
+    decode threads  read, decode and sum up a block          (without the GIL, save a few µs)
+    write threads   hash, checksum, write and fsync a shard, block by block, in order
+
+Promises: the bytes depend on the images alone, not on the number of threads; memory is 128 MiB
+of buffers whatever the input's size; OUT appears by one rename, complete, or not at all.
+
+Bad images are found on the first pass over a split. With `--on-bad skip` the split is then
+packed again without them: they are rare, and a second pass is simpler than rows that move.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from tinyvgg.errors import DatasetError, bad_files_text
+from tinyvgg.packing.config import PackConfig
+from tinyvgg.packing.decode import decode_image, read_image_size
+from tinyvgg.packing.folders import ImageSource, SourceImage, list_images
+from tinyvgg.shards.manifest import (
+    BLOCK_ROWS,
+    SPLITS,
+    ClassRecord,
+    ImageFormat,
+    Manifest,
+    ShardRecord,
+    SkippedFile,
+    SplitRecord,
+    Splits,
+)
+from tinyvgg.shards.store import MANIFEST_NAME, sync_folder, write_manifest, write_shard
+
+BUFFER_BYTES = 128 * 2**20  # 42 blocks of 64 x 64 images: enough for two shards in flight
+NUM_WRITERS = 2  # one hashes and writes while the other waits for fsync
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Up to 256 decoded images in a borrowed buffer, and what was learned on the way."""
+
+    images: NDArray[np.uint8]
+    buffer: NDArray[np.uint8]
+    sums: NDArray[np.int64]  # [2, 3]: of x and of x * x, per channel
+    bad_files: list[tuple[SourceImage, str]]
+
+
+@dataclass(frozen=True)
+class _WrittenShard:
+    record: ShardRecord
+    sums: NDArray[np.int64]
+    bad_files: list[tuple[SourceImage, str]]
+
+
+def pack_images(
+    config: PackConfig, start_split: Callable[[str, int], Callable[[int], None]]
+) -> Manifest:
+    """Pack a source into a new folder and return the manifest.
+
+    Args:
+        config: what to pack, where to and how.
+        start_split: called with the name of a split and its number of images; returns what is
+            then called, from several threads, with numbers of images done.
+
+    Raises:
+        DatasetError: the source or OUT cannot be used as they are; nothing is left behind.
+        OSError: the disk cannot be written; nothing is left behind.
+    """
+    out = config.out.absolute()
+    with _exclusive(out), contextlib.ExitStack() as stack:
+        _check_out(config, out)
+        source = list_images(config.source)
+        stack.callback(source.tree.close)
+        image = _image_format(source, config.resize)
+        _check_space(out, source, image)
+        partial = out.with_name(out.name + ".partial")
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        try:
+            splits = {}
+            for split in SPLITS:
+                packer = _SplitPacker(config, source, image, split, partial, start_split)
+                splits[split] = packer.pack()
+            classes = [
+                ClassRecord(folder=_printable(folder), words=words)
+                for folder, words in zip(source.class_folders, source.class_words, strict=True)
+            ]
+            manifest = Manifest(image=image, classes=classes, splits=Splits(**splits))
+            write_manifest(partial, manifest)
+            _publish(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return manifest
+
+
+@dataclass(frozen=True)
+class _SplitPacker:
+    """Packs one split into `folder`."""
+
+    config: PackConfig
+    source: ImageSource
+    image: ImageFormat
+    split: str
+    folder: Path
+    start_split: Callable[[str, int], Callable[[int], None]]
+
+    def pack(self) -> SplitRecord:
+        images = self.source.splits[self.split]
+        skipped: list[SkippedFile] = []
+        while True:
+            written = self._write_shards(images)
+            bad = [item for shard in written for item in shard.bad_files]
+            if not bad:
+                break
+            named = [(_printable(image.path), reason) for image, reason in bad]
+            if self.config.on_bad == "fail":
+                remedy = "mend or remove them, or leave them out with --on-bad skip"
+                raise DatasetError(bad_files_text(self.source.name, named, remedy))
+            skipped += [SkippedFile(path=path, reason=reason) for path, reason in named]
+            dropped = {image.path for image, _ in bad}
+            images = [image for image in images if image.path not in dropped]
+            for path in self.folder.glob(f"{self.split}-*.npy"):
+                path.unlink()
+            if not images:
+                raise DatasetError(f"{self.source.name}: every {self.split} image is bad")
+        num_pixels = len(images) * self.image.height * self.image.width
+        mean, std = _mean_std(sum(shard.sums for shard in written), num_pixels)
+        shards = [shard.record for shard in written]
+        return SplitRecord(
+            num_images=len(images), mean=mean, std=std, shards=shards, skipped=skipped
+        )
+
+    def _write_shards(self, images: list[SourceImage]) -> list[_WrittenShard]:
+        """Write all shards of the split; rows of bad images hold anything."""
+        advance = self.start_split(self.split, len(images))
+        block_shape = (BLOCK_ROWS, self.image.height, self.image.width, 3)
+        free: SimpleQueue[NDArray[np.uint8] | None] = SimpleQueue()
+        for _ in range(max(2, BUFFER_BYTES // (BLOCK_ROWS * self.image.num_bytes))):
+            free.put(np.empty(block_shape, np.uint8))
+        num_decoders = self.config.workers or _num_cores()
+        with ThreadPoolExecutor(num_decoders) as decoders, ThreadPoolExecutor(NUM_WRITERS) as pool:
+            writing = []
+            try:
+                for index, first in enumerate(range(0, len(images), self.config.shard_size)):
+                    rows = images[first : first + self.config.shard_size]
+                    blocks: SimpleQueue[Future[_Block] | None] = SimpleQueue()
+                    job = pool.submit(self._write_shard, index, rows, blocks, free, advance)
+                    writing.append(job)
+                    try:
+                        for start in range(0, len(rows), BLOCK_ROWS):
+                            buffer = free.get()  # waits here: this bounds the memory
+                            if buffer is None:  # a writer gave up, result() says why
+                                return [job.result() for job in writing]
+                            part = rows[start : start + BLOCK_ROWS]
+                            blocks.put(decoders.submit(self._decode_block, part, buffer))
+                    finally:
+                        blocks.put(None)
+            except BaseException:
+                decoders.shutdown(cancel_futures=True)
+                raise
+            return [job.result() for job in writing]
+
+    def _decode_block(self, rows: list[SourceImage], buffer: NDArray[np.uint8]) -> _Block:
+        """Decode images into the first rows of a buffer; runs in a decode thread."""
+        bad_files = []
+        read_file, resize = self.source.tree.read_file, self.config.resize is not None
+        for pixels, image in zip(buffer, rows, strict=False):
+            try:
+                decode_image(read_file(image.path), pixels, resize=resize)
+            except DatasetError as error:
+                bad_files.append((image, str(error)))
+            except OSError as error:
+                bad_files.append((image, error.strerror or str(error)))
+        images = buffer[: len(rows)]
+        return _Block(images, buffer, sum_channels(images), bad_files)
+
+    def _write_shard(
+        self,
+        index: int,
+        rows: list[SourceImage],
+        blocks: "SimpleQueue[Future[_Block] | None]",
+        free: "SimpleQueue[NDArray[np.uint8] | None]",
+        advance: Callable[[int], None],
+    ) -> _WrittenShard:
+        """Write one shard from its blocks as they come; runs in a write thread."""
+        sums = np.zeros((2, 3), np.int64)
+        bad_files: list[tuple[SourceImage, str]] = []
+
+        def receive_images() -> Iterator[NDArray[np.uint8]]:
+            while (decoding := blocks.get()) is not None:
+                block = decoding.result()
+                yield block.images
+                sums[:] += block.sums
+                bad_files.extend(block.bad_files)
+                free.put(block.buffer)
+                advance(len(block.images))
+
+        labels = np.array([image.label for image in rows], np.int64)
+        shape = (self.image.height, self.image.width, self.image.channels)
+        try:
+            record = write_shard(self.folder, self.split, index, shape, receive_images(), labels)
+        except BaseException:
+            free.put(None)
+            raise
+        return _WrittenShard(record, sums, bad_files)
+
+
+def sum_channels(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return exact sums of pixel values and of their squares.
+
+    Args:
+        images: uint8 [n, H, W, 3].
+
+    Returns:
+        int64 [2, 3]: sums of x, then of x * x, per channel.
+
+    The images are cut into tiles of 256 rows of 48 values (16 pixels). A column of squares is
+    at most 256 * 255^2 = 16,646,400 < 2^24, so float32 adds it up exactly, in any order, and
+    at the speed of a matrix product; integer reductions in numpy are several times slower.
+    """
+    flat = images.reshape(-1)
+    num_tiles = flat.size // 12_288
+    sums = np.zeros((2, 3), np.int64)
+    ones = np.ones((1, 256), np.float32)
+    for start in range(0, num_tiles, 16):  # 768 KiB of float32 at a time stays in the cache
+        tiles = flat[start * 12_288 : min(start + 16, num_tiles) * 12_288]
+        values = tiles.reshape(-1, 256, 48).astype(np.float32)
+        for power in range(2):
+            columns = np.matmul(ones, values).astype(np.int64)
+            sums[power] += columns.reshape(-1, 3).sum(axis=0)
+            np.multiply(values, values, out=values)
+    rest = flat[num_tiles * 12_288 :].reshape(-1, 3).astype(np.int64)
+    sums[0] += rest.sum(axis=0)
+    sums[1] += (rest * rest).sum(axis=0)
+    return sums
+
+
+def _mean_std(sums: NDArray[np.int64], num_pixels: int) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel on the 0-to-1 scale, from exact sums."""
+    mean, std = [], []
+    for total, squares in zip(*sums.tolist(), strict=True):
+        mean.append(total / (255 * num_pixels))
+        variance = num_pixels * squares - total * total  # of integers: no cancellation
+        std.append(math.sqrt(variance) / (255 * num_pixels))
+    return mean, std
+
+
+def _image_format(source: ImageSource, resize: int | None) -> ImageFormat:
+    """Return the size every image must have: that of the first one that can be read."""
+    if resize is not None:
+        return ImageFormat(height=resize, width=resize)
+    for image in source.splits["train"]:
+        with contextlib.suppress(DatasetError, OSError):
+            height, width = read_image_size(source.tree.read_file(image.path))
+            return ImageFormat(height=height, width=width)
+    raise DatasetError(f"{source.name}: no train image can be read; are these images?")
+
+
+def _check_out(config: PackConfig, out: Path) -> None:
+    """Mend what an interrupted `--overwrite` left; refuse an OUT that must not be replaced."""
+    old = out.with_name(out.name + ".old")
+    if old.exists():
+        if out.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(out)
+    if not out.exists():
+        return
+    if not config.overwrite:
+        raise DatasetError(f"{config.out}: exists already; pass --overwrite to replace it")
+    if not (out / MANIFEST_NAME).is_file() or (out / "train").exists():
+        raise DatasetError(f"{config.out}: not a packed folder, so it is not replaced; remove it")
+
+
+def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
+    needed = sum(len(images) for images in source.splits.values()) * (image.num_bytes + 8)
+    parent = next(folder for folder in out.parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise DatasetError(
+            f"{parent}: {free:,} bytes free, packing needs {needed:,}; free some or pack elsewhere"
+        )
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Give the finished folder its name; an old OUT goes away only now."""
+    old = out.with_name(out.name + ".old")
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    sync_folder(out.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _exclusive(out: Path) -> Iterator[None]:
+    """Hold OUT.lock, so that two packers never write the same OUT."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DatasetError(f"{out}: another 'tinyvgg pack' is writing it; wait for it") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: nobody else has it
+        lock.release()
+
+
+def _num_cores() -> int:
+    """Return the CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _printable(path: str) -> str:
+    """Return a path as UTF-8 text; other bytes are shown as backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

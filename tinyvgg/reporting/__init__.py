@@ -1,0 +1,1 @@
+"""Reporting: run records in, tables and plots out."""

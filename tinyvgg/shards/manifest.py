@@ -1,0 +1,183 @@
+"""The manifest: one JSON object that says what a packed folder holds, checked field by field.
+
+From: `pack`, which writes it last, after every shard is on disk.
+To:   `store.open_dataset`, which believes no shard that disagrees with it.
+
+Promises: keys sorted, two-space indent, one newline at the end, no times, no host names and
+no absolute paths, so that the same input gives the same bytes. Reading refuses what JSON
+parsers let through: a key given twice, NaN, a number in a string, an unknown field.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tinyvgg.errors import ShardError
+
+FORMAT = 1
+BLOCK_ROWS = 256  # rows behind one entry of block_crc32: damage is named to 256 images
+SPLITS = ("train", "val")
+
+Count = Annotated[int, Field(ge=0, le=2**48)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Crc32 = Annotated[int, Field(ge=0, lt=2**32)]
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class ImageFormat(_Record):
+    """Shape and type of every image of the data set."""
+
+    height: Annotated[int, Field(ge=1, le=65_535)]
+    width: Annotated[int, Field(ge=1, le=65_535)]
+    channels: Literal[3] = 3
+    dtype: Literal["uint8"] = "uint8"
+    layout: Literal["NHWC"] = "NHWC"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one image."""
+        return self.height * self.width * self.channels
+
+
+class ClassRecord(_Record):
+    """One class: its folder, which is its name, and its words (empty if nobody gave any)."""
+
+    folder: Annotated[str, Field(min_length=1)]
+    words: str
+
+
+class ShardRecord(_Record):
+    """One shard: its two files, their sizes in bytes and their checksums."""
+
+    images: str
+    labels: str
+    num_images: Annotated[int, Field(ge=1, le=2**40)]
+    image_bytes: Count
+    label_bytes: Count
+    images_sha256: Sha256
+    labels_sha256: Sha256
+    block_crc32: list[Crc32]
+
+
+class SkippedFile(_Record):
+    """A source file that `pack --on-bad skip` left out, and why."""
+
+    path: str
+    reason: str
+
+
+class SplitRecord(_Record):
+    """One split: how many images, their statistics on the 0-to-1 scale, their shards."""
+
+    num_images: Count
+    mean: Annotated[list[Unit], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Unit], Field(min_length=3, max_length=3)]
+    shards: list[ShardRecord]
+    skipped: list[SkippedFile]
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> "SplitRecord":
+        total = sum(shard.num_images for shard in self.shards)
+        if total != self.num_images:
+            raise ValueError(f"num_images {self.num_images:,}, its shards hold {total:,}")
+        if len({shard.num_images for shard in self.shards[:-1]}) > 1:
+            raise ValueError("shards before the last differ in num_images")
+        if self.shards and self.shards[-1].num_images > self.shards[0].num_images:
+            raise ValueError("the last shard is larger than the first")
+        return self
+
+
+class Splits(_Record):
+    """The two splits of a data set."""
+
+    train: SplitRecord
+    val: SplitRecord
+
+
+class Manifest(_Record):
+    """Everything that is known of a packed folder without reading a pixel."""
+
+    format: Literal[1] = 1
+    image: ImageFormat
+    classes: Annotated[list[ClassRecord], Field(min_length=1)]
+    splits: Splits
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Manifest":
+        folders = [record.folder for record in self.classes]
+        if folders != sorted(set(folders)):
+            raise ValueError("class folders are not sorted, or one is there twice")
+        for split in SPLITS:
+            for index, shard in enumerate(self.split(split).shards):
+                expected = shard_file_names(split, index)
+                if (shard.images, shard.labels) != expected:  # also refuses '/', '..'
+                    raise ValueError(f"{split} shard {index} is not named {expected[0]}")
+                if len(shard.block_crc32) != -(-shard.num_images // BLOCK_ROWS):
+                    raise ValueError(f"{shard.images}: block_crc32 has the wrong length")
+        return self
+
+    def split(self, name: str) -> SplitRecord:
+        """Return the record of split "train" or "val".
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
+        record: SplitRecord = getattr(self.splits, name)
+        return record
+
+
+def shard_file_names(split: str, index: int) -> tuple[str, str]:
+    """Name the image file and the label file of a shard."""
+    return f"{split}-{index:05d}.npy", f"{split}-{index:05d}.labels.npy"
+
+
+def render_manifest(manifest: Manifest) -> bytes:
+    """Return the bytes of `manifest.json`: sorted keys, ASCII, one newline at the end."""
+    text = json.dumps(manifest.model_dump(), indent=2, sort_keys=True, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """Read the bytes of a manifest; `name` is its path, for errors.
+
+    Raises:
+        ShardError: not JSON, another format version, or any field that is missing, unknown,
+            of another type or at odds with another one.
+    """
+    try:
+        fields = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{name}: not a manifest ({error}); pack the images again") from error
+    version = fields.get("format") if isinstance(fields, dict) else None
+    if version != FORMAT or isinstance(version, bool):
+        shown = re.sub(r"\s+", " ", repr(version))[:40]
+        raise ShardError(
+            f"{name}: format {shown}, this tinyvgg reads {FORMAT}; "
+            "upgrade tinyvgg or run 'tinyvgg pack' again"
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise ShardError(f"{name}: {where}: {first['msg']}; pack the images again") from error
+
+
+def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key is given twice")
+    return fields
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number here")

@@ -1,0 +1,396 @@
+"""Shards: a packed dataset on disk, and the only module that knows its file names.
+
+    manifest.json           read first, written last; a folder without one is not a dataset
+    train-00000.npy         uint8 [n, H, W, 3], RGB, NPY version 1, C order, one image per row
+    train-00000.labels.npy  int64 [n]; row i names the class of image i of the shard
+
+From: `pack`, which hands over decoded images in sorted path order.
+To:   `loading`, which gets a data set from `open_dataset` and maps the rest.
+
+Promises to the next stage, checked when the folder is opened, in time proportional to the
+number of shards: every file has exactly the size and exactly the header that the manifest
+implies. The header of an NPY file is a function of shape and dtype, so it is compared byte for
+byte instead of being parsed: any flipped byte, other version, Fortran order or pickle is found.
+
+Channels come last on disk on purpose. A batch read as [B, H, W, C] and viewed as [B, C, H, W]
+already has channels-last strides, so the first convolution takes it without a copy.
+"""
+
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvgg.errors import ShardError
+from tinyvgg.shards.manifest import (
+    BLOCK_ROWS,
+    SPLITS,
+    Manifest,
+    ShardRecord,
+    SplitRecord,
+    parse_manifest,
+    render_manifest,
+    shard_file_names,
+)
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_MAX_BYTES = 256 * 2**20  # a manifest for 10^9 images is smaller; more is not one
+
+
+def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """Return the NPY version 1 header of a C-order array, as numpy writes it.
+
+    Args:
+        shape: of the array.
+        dtype: numpy's `descr`, "|u1" for uint8 and "<i8" for int64.
+    """
+    buffer = io.BytesIO()
+    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def write_shard(
+    folder: Path,
+    split: str,
+    index: int,
+    image_shape: tuple[int, int, int],
+    blocks: Iterable[NDArray[np.uint8]],
+    labels: NDArray[np.int64],
+) -> ShardRecord:
+    """Write one shard so that it survives a power cut, and return its manifest entry.
+
+    Args:
+        folder: where the two files go.
+        split: "train" or "val".
+        index: number of the shard in its split, from 0.
+        image_shape: (H, W, 3).
+        blocks: the images, uint8 [256, H, W, 3], C order, the last block possibly shorter.
+        labels: int64 [n].
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    images_name, labels_name = shard_file_names(split, index)
+    block_crc32: list[int] = []
+
+    def checked_blocks() -> Iterator[NDArray[np.uint8]]:
+        for block in blocks:
+            block_crc32.append(zlib.crc32(block.data))
+            yield block
+
+    num_images = len(labels)
+    header = npy_header((num_images, *image_shape), "|u1")
+    image_bytes, images_sha256 = _write_npy(folder / images_name, header, checked_blocks())
+    header = npy_header((num_images,), "<i8")
+    label_bytes, labels_sha256 = _write_npy(
+        folder / labels_name, header, [labels.astype("<i8").view(np.uint8)]
+    )
+    return ShardRecord(
+        images=images_name,
+        labels=labels_name,
+        num_images=num_images,
+        image_bytes=image_bytes,
+        label_bytes=label_bytes,
+        images_sha256=images_sha256,
+        labels_sha256=labels_sha256,
+        block_crc32=block_crc32,
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` durably: after this the folder is a dataset."""
+    with (folder / MANIFEST_NAME).open("wb") as file:
+        file.write(render_manifest(manifest))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut (POSIX; elsewhere nothing is needed)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One opened shard: mapped images and its labels.
+
+    Attributes:
+        images: uint8 [n, H, W, 3], mapped read-only; pages are shared by all processes.
+        labels: int64 [n], in memory.
+    """
+
+    record: ShardRecord
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of an opened dataset.
+
+    Attributes:
+        name: "train" or "val".
+        record: its manifest entry.
+        shards: its shards in order; row r of the split is row r mod shard_size of
+            shard r // shard_size.
+        labels: int64 [num_images].
+    """
+
+    name: str
+    record: SplitRecord
+    shards: list[Shard]
+    labels: NDArray[np.int64]
+
+    @property
+    def num_images(self) -> int:
+        """Images in the split."""
+        return self.record.num_images
+
+    @property
+    def shard_size(self) -> int:
+        """Images in every shard but the last."""
+        return self.shards[0].record.num_images if self.shards else 1
+
+    @cached_property
+    def row_addresses(self) -> NDArray[np.int64]:
+        """Memory address of every row, int64 [num_images]; valid while the split is referenced."""
+        addresses = [
+            shard.images.ctypes.data + np.arange(len(shard.images)) * shard.images.strides[0]
+            for shard in self.shards
+        ]
+        return np.concatenate(addresses) if addresses else np.zeros(0, np.int64)
+
+    def read_images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return copies of the given rows, uint8 [len(rows), H, W, 3]; the obvious slow way."""
+        shard_of, row_of = np.divmod(rows, self.shard_size)
+        return np.stack(
+            [self.shards[s].images[r] for s, r in zip(shard_of, row_of, strict=True)]
+        )
+
+
+@dataclass(frozen=True)
+class PackedDataset:
+    """A packed folder that passed every check of `open_dataset`.
+
+    Attributes:
+        folder: where it is.
+        manifest: its manifest.
+        manifest_sha256: of the manifest's bytes; names the data set in loader states.
+        train: the train split.
+        val: the val split.
+    """
+
+    folder: Path
+    manifest: Manifest
+    manifest_sha256: str
+    train: Split
+    val: Split
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class folders in label order."""
+        return [record.folder for record in self.manifest.classes]
+
+    def split(self, name: str) -> Split:
+        """Return split "train" or "val".
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        self.manifest.split(name)
+        split: Split = getattr(self, name)
+        return split
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """Return the manifest of a packed folder and the SHA-256 of its bytes.
+
+    Raises:
+        ShardError: there is none, or it is not one.
+    """
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise ShardError(f"{folder}: no such folder; run 'tinyvgg pack SOURCE {folder}'")
+    try:
+        if path.stat().st_size > MANIFEST_MAX_BYTES:
+            raise ShardError(f"{path}: over {MANIFEST_MAX_BYTES:,} bytes; pack the images again")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{folder}: no {MANIFEST_NAME}, so packing was never finished or this is not a "
+            "packed folder; run 'tinyvgg pack'"
+        ) from error
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}; check the disk and its rights") from error
+    return parse_manifest(data, str(path)), hashlib.sha256(data).hexdigest()
+
+
+def open_dataset(folder: str | os.PathLike[str]) -> PackedDataset:
+    """Open a packed folder, checking everything that needs no pixel to be read.
+
+    Args:
+        folder: what `tinyvgg pack` wrote.
+
+    Raises:
+        ShardError: a file is missing, or has another size, header or label than the manifest
+            implies.
+    """
+    folder = Path(folder)
+    manifest, manifest_sha256 = read_manifest(folder)
+    train, val = (_open_split(folder, manifest, name) for name in SPLITS)
+    return PackedDataset(folder, manifest, manifest_sha256, train, val)
+
+
+def verify_dataset(
+    folder: str | os.PathLike[str], advance: Callable[[int], Any] = lambda num_images: None
+) -> list[str]:
+    """Compare every byte of a packed folder with its manifest.
+
+    Args:
+        folder: what `tinyvgg pack` wrote.
+        advance: called with the number of images checked, shard by shard.
+
+    Returns:
+        One line per damaged or missing file, naming the damaged image range; empty if all is
+        well.
+
+    Raises:
+        ShardError: the manifest itself cannot be used.
+    """
+    folder = Path(folder)
+    manifest, _ = read_manifest(folder)
+    damages: list[str] = []
+    expected_names = {MANIFEST_NAME}
+    for split in SPLITS:
+        first_row = 0
+        for record in manifest.split(split).shards:
+            expected_names |= {record.images, record.labels}
+            damages.extend(_verify_shard(folder, manifest, record, first_row))
+            first_row += record.num_images
+            advance(record.num_images)
+    surplus = sorted(entry.name for entry in folder.iterdir() if entry.name not in expected_names)
+    damages.extend(f"{folder / name}: not in the manifest; remove it" for name in surplus)
+    return damages
+
+
+def _write_npy(
+    path: Path, header: bytes, blocks: Iterable[NDArray[np.uint8]]
+) -> tuple[int, str]:
+    """Write header and blocks durably; return the size and the SHA-256 of the file."""
+    digest = hashlib.sha256(header)
+    with path.open("wb") as file:
+        file.write(header)
+        for block in blocks:
+            digest.update(block.data)
+            file.write(block.data)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell(), digest.hexdigest()
+
+
+def _open_split(folder: Path, manifest: Manifest, name: str) -> Split:
+    record = manifest.split(name)
+    shards = [_open_shard(folder, manifest, shard) for shard in record.shards]
+    labels = np.concatenate([shard.labels for shard in shards] or [np.zeros(0, np.int64)])
+    labels.setflags(write=False)
+    return Split(name, record, shards, labels)
+
+
+def _open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
+    image = manifest.image
+    image_shape = (record.num_images, image.height, image.width, image.channels)
+    header = npy_header(image_shape, "|u1")
+    _check_file(folder / record.images, header, record.num_images * image.num_bytes)
+    labels_header = npy_header((record.num_images,), "<i8")
+    _check_file(folder / record.labels, labels_header, record.num_images * 8)
+    for given, expected, path in (
+        (record.image_bytes, len(header) + record.num_images * image.num_bytes, record.images),
+        (record.label_bytes, len(labels_header) + record.num_images * 8, record.labels),
+    ):
+        if given != expected:
+            raise ShardError(
+                f"{folder / MANIFEST_NAME}: {path} is given {given:,} bytes, its shape needs "
+                f"{expected:,}; pack the images again"
+            )
+    images = np.memmap(
+        folder / record.images, np.uint8, "r", offset=len(header), shape=image_shape
+    )
+    labels = np.fromfile(folder / record.labels, "<i8", offset=len(labels_header))
+    if labels.min() < 0 or labels.max() >= len(manifest.classes):
+        raise ShardError(
+            f"{folder / record.labels}: labels {labels.min()} to {labels.max()}, expected 0 to "
+            f"{len(manifest.classes) - 1}; run 'tinyvgg verify {folder}'"
+        )
+    return Shard(record, np.asarray(images), labels.astype(np.int64, copy=False))
+
+
+def _check_file(path: Path, header: bytes, body_bytes: int) -> None:
+    """Raise `ShardError` unless the file has this header and exactly this size."""
+    try:
+        num_bytes = path.stat().st_size
+        if num_bytes != len(header) + body_bytes:
+            raise ShardError(
+                f"{path}: {num_bytes:,} bytes, manifest says {len(header) + body_bytes:,}; "
+                "the copy was cut short or is another file's, copy or pack it again"
+            )
+        with path.open("rb") as file:
+            found = file.read(len(header))
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}; copy or pack it again") from error
+    if found != header:
+        raise ShardError(f"{path}: its npy header is damaged; copy or pack it again")
+
+
+def _verify_shard(
+    folder: Path, manifest: Manifest, record: ShardRecord, first_row: int
+) -> Iterator[str]:
+    """Yield a line for each damage of one shard whose first image is `first_row` of the split."""
+    try:
+        shard = _open_shard(folder, manifest, record)
+        images_sha256 = _file_sha256(folder / record.images)
+        labels_sha256 = _file_sha256(folder / record.labels)
+    except ShardError as error:
+        yield str(error)
+        return
+    if labels_sha256 != record.labels_sha256:
+        yield f"{folder / record.labels}: labels differ from the manifest; pack the images again"
+    if images_sha256 == record.images_sha256:
+        return
+    image_rows = shard.images.reshape(record.num_images, -1)
+    bad_blocks = [
+        block
+        for block, crc32 in enumerate(record.block_crc32)
+        if zlib.crc32(image_rows[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS]) != crc32
+    ]
+    for block in bad_blocks:
+        last = min((block + 1) * BLOCK_ROWS, record.num_images) - 1
+        yield (
+            f"{folder / record.images}: images {first_row + block * BLOCK_ROWS:,} to "
+            f"{first_row + last:,} of the split are damaged; copy or pack them again"
+        )
+    if not bad_blocks:
+        yield (
+            f"{folder / record.images}: SHA-256 {images_sha256[:12]}…, manifest says "
+            f"{record.images_sha256[:12]}…; the manifest is damaged, pack the images again"
+        )
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
