@@ -1,0 +1,153 @@
+"""Batch: what a loader yields, and what happens to pixels on the way into it.
+
+From: a backend, which has uint8 images [n, H, W, 3] on the device, or their addresses.
+To:   the model, which gets `dtype` [b, 3, H, W] with channels-last strides.
+
+b images of a batch on one rank, H rows, W columns.
+
+Pixels are cropped, flipped and normalized in one pass: `x * scale + shift` with
+`scale = 1 / (255 std)` and `shift = -mean / std`, both computed in float64 and rounded once to
+float32. On CUDA that pass is `transform_images` below, compiled; on the CPU it is the kernel of
+`host_kernel.py`. A test compares both with a slow obvious one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinyvgg.loading.plan import RankEpoch
+
+DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images on one rank. Valid until the next one is asked for; clone what you keep.
+
+    Attributes:
+        images: [b, 3, H, W] with channels-last strides. float32, bfloat16 or float16: cropped,
+            flipped and normalized. uint8: as stored, cropped and flipped if asked for.
+        labels: int64 [b]; -100 in padding.
+        ids: int64 [b], row of the image in its split; -1 in padding.
+        num_valid: real rows; they come first, padding after them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    num_valid: int
+
+
+class BatchLoader(Protocol):
+    """What `open_loader` returns, whatever the backend.
+
+    A batch is valid until the next one is asked for: backends reuse their buffers.
+    """
+
+    batch_size: int
+    backend: str
+
+    def __len__(self) -> int:
+        """Return the steps of a full epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield an epoch from its start."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield what is left of the current epoch; the next call goes on with the next one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader stands: four JSON fields, under 1 kB."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another loader stood. Raises: ShardError for another data set."""
+
+
+class BatchSource(Protocol):
+    """A backend: turns the plan of an epoch into batches, one a step, in order."""
+
+    def batches(self, epoch: RankEpoch) -> Iterator[Batch]:
+        """Yield one batch for every step of `epoch`."""
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How stored pixels become model input.
+
+    Attributes:
+        mean, std: float64 [3], on the 0-to-1 scale.
+        scale, shift: float32 [3], `x * scale + shift` normalizes a stored pixel.
+        fill: uint8 [3], the mean color, which is what a crop sees outside the image.
+    """
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """1 / (255 std), rounded once."""
+        return (1 / (255 * self.std)).astype(np.float32)
+
+    @property
+    def shift(self) -> NDArray[np.float32]:
+        """-mean / std, rounded once."""
+        return (-self.mean / self.std).astype(np.float32)
+
+    @property
+    def fill(self) -> NDArray[np.uint8]:
+        """round(255 mean)."""
+        return np.rint(255 * self.mean).astype(np.uint8)
+
+
+def transform_images(
+    stored: Tensor,
+    rows: Tensor,
+    dy: Tensor,
+    dx: Tensor,
+    flip: Tensor,
+    fill: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gather, crop, flip and normalize on the device that holds the images.
+
+    Written so that inductor makes one kernel of it: an index for every output pixel, one read,
+    one write. Nothing here waits for the device.
+
+    Args:
+        stored: uint8 [n, H, W, 3].
+        rows: int64 [b], which of them.
+        dy: int32 [b], rows by which the crop window is moved down.
+        dx: int32 [b], columns by which it is moved right.
+        flip: bool [b], whether the crop is then mirrored.
+        fill: uint8 [3], color outside the image.
+        scale: float32 [3].
+        shift: float32 [3].
+        dtype: of the result; uint8 leaves out the normalization.
+
+    Returns:
+        `dtype` [b, 3, H, W] with channels-last strides.
+    """
+    _, height, width, _ = stored.shape
+    y = torch.arange(height, device=stored.device)
+    x = torch.arange(width, device=stored.device)
+    source_y = y[None, :] + dy[:, None]
+    source_x = torch.where(flip[:, None], width - 1 - x[None, :], x[None, :]) + dx[:, None]
+    is_inside = ((source_y >= 0) & (source_y < height))[:, :, None] & (
+        (source_x >= 0) & (source_x < width)
+    )[:, None, :]
+    pixels = stored[
+        rows[:, None, None],
+        source_y.clamp(0, height - 1)[:, :, None],
+        source_x.clamp(0, width - 1)[:, None, :],
+    ]
+    pixels = torch.where(is_inside[..., None], pixels, fill)
+    if dtype != torch.uint8:
+        pixels = (pixels.float() * scale + shift).to(dtype)
+    return pixels.permute(0, 3, 1, 2)

@@ -1,0 +1,40 @@
+"""What a loader can be told. No torch here, so that `--help` is instant."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+BACKENDS = ("auto", "torch", "resident")
+Backend = Literal["auto", "torch", "resident"]
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How shards become batches; the same for every backend."""
+
+    backend: Backend = "auto"
+    """auto, torch (mapped shards) or resident (the split in device memory)."""
+    batch_size: int = 128
+    """Images in a global batch; divisible by the world size."""
+    seed: int = 0
+    """With the epoch number, the only source of order, crops and flips."""
+    shuffle: bool | None = None
+    """Whether to shuffle; by default train is shuffled and val is not."""
+    augment: bool | None = None
+    """Whether to crop (up to 4 pixels off) and flip; by default train is and val is not."""
+    drop_last: bool | None = None
+    """Whether images beyond the last full batch sit out; by default so in train only."""
+    mean: tuple[float, float, float] | None = None
+    """Mean per channel on the 0-to-1 scale, instead of the train split's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation per channel on the 0-to-1 scale, instead of the train split's."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no loader can do."""
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must be at least 0 and under 2^64, got {self.seed}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std must be above 0 in every channel, got {self.std}")

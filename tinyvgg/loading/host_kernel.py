@@ -1,0 +1,245 @@
+"""The pixel pass of a CPU device: gather, crop, flip and normalize, row by row, in one go.
+
+From: `pinned` and `resident`, which know the memory address of every image.
+To:   a reused output buffer that becomes `Batch.images`, or the pinned staging of a CUDA copy.
+
+Compiled by numba, without the GIL, and spread over a few Python threads: an image row of 192
+bytes is cropped and flipped in the L1 cache and leaves it normalized, so memory is read once
+and written once. Half types are looked up in a table of 256 values a channel, made by torch:
+numba has no bfloat16, and a table is rounded once by construction.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, Self
+
+import numba
+import numpy as np
+import torch
+from numba.core import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinyvgg.loading.batch import Batch, Normalization
+from tinyvgg.loading.plan import RankEpoch
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_pointer(typing_context: Any, address: Any) -> Any:
+    """Turn an integer address into a uint8 pointer."""
+    signature = types.CPointer(types.uint8)(types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return signature, generate
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _copy_images(first, last, addresses, out):  # type: ignore[no-untyped-def]
+    """out uint8 [b, bytes]: whole images, as stored."""
+    for i in range(first, last):
+        out[i, :] = numba.carray(_as_pointer(addresses[i]), out.shape[1])
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _crop_row(source, y, dy, dx, flip, fill, row):  # type: ignore[no-untyped-def]
+    """row uint8 [3 W]: row y of the cropped and flipped image `source` uint8 [H, 3 W]."""
+    height, values = source.shape
+    width = values // 3
+    source_y = y + dy
+    if source_y < 0 or source_y >= height:
+        for x in range(width):
+            for c in range(3):
+                row[3 * x + c] = fill[c]
+        return
+    line = source[source_y]
+    first, last = max(0, -dx), min(width, width - dx)  # columns of the crop inside the image
+    if flip:
+        for x in range(first, last):
+            for c in range(3):
+                row[3 * (width - 1 - x) + c] = line[3 * (x + dx) + c]
+    else:
+        for k in range(3 * first, 3 * last):
+            row[k] = line[k + 3 * dx]
+    for x in range(first):
+        for c in range(3):
+            row[3 * (width - 1 - x if flip else x) + c] = fill[c]
+    for x in range(last, width):
+        for c in range(3):
+            row[3 * (width - 1 - x if flip else x) + c] = fill[c]
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _crop_images(first, last, addresses, dy, dx, flip, fill, out):  # type: ignore[no-untyped-def]
+    """out uint8 [b, H, 3 W]: cropped and flipped."""
+    for i in range(first, last):
+        source = numba.carray(_as_pointer(addresses[i]), (out.shape[1], out.shape[2]))
+        for y in range(out.shape[1]):
+            _crop_row(source, y, dy[i], dx[i], flip[i], fill, out[i, y])
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _normalize_images(  # type: ignore[no-untyped-def]
+    first, last, addresses, dy, dx, flip, fill, scale_row, shift_row, out
+):
+    """out float32 [b, H, 3 W]: cropped, flipped and normalized."""
+    values = out.shape[2]
+    row = np.empty(values, np.uint8)
+    for i in range(first, last):
+        source = numba.carray(_as_pointer(addresses[i]), (out.shape[1], values))
+        for y in range(out.shape[1]):
+            _crop_row(source, y, dy[i], dx[i], flip[i], fill, row)
+            line = out[i, y]
+            for k in range(values):
+                line[k] = np.float32(row[k]) * scale_row[k] + shift_row[k]
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _look_up_images(  # type: ignore[no-untyped-def]
+    first, last, addresses, dy, dx, flip, fill, table, out
+):
+    """out uint16 [b, H, 3 W]: cropped, flipped, then looked up in `table` uint16 [3, 256]."""
+    values = out.shape[2]
+    row = np.empty(values, np.uint8)
+    for i in range(first, last):
+        source = numba.carray(_as_pointer(addresses[i]), (out.shape[1], values))
+        for y in range(out.shape[1]):
+            _crop_row(source, y, dy[i], dx[i], flip[i], fill, row)
+            line = out[i, y]
+            for k in range(0, values, 3):
+                line[k] = table[0, row[k]]
+                line[k + 1] = table[1, row[k + 1]]
+                line[k + 2] = table[2, row[k + 2]]
+
+
+class HostKernel:
+    """Writes batches of one size and type into one buffer, on all cores.
+
+    Args:
+        image_shape: (H, W, 3) of the stored images.
+        normalization: of the split.
+        dtype: uint8, float32, bfloat16 or float16.
+        num_threads: threads to use; torch's own number by default.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        normalization: Normalization,
+        dtype: torch.dtype,
+        num_threads: int | None = None,
+    ) -> None:
+        self.image_shape = image_shape
+        self.dtype = dtype
+        self.fill = normalization.fill
+        width = image_shape[1]
+        self.scale_row = np.tile(normalization.scale, width)
+        self.shift_row = np.tile(normalization.shift, width)
+        self.table = _half_table(normalization, dtype)
+        self.num_threads = num_threads or torch.get_num_threads()
+        self.pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        """Start the threads; they end with the `with` block."""
+        if self.num_threads > 1:
+            self.pool = ThreadPoolExecutor(self.num_threads - 1, "tinyvgg-host-kernel")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown()
+        self.pool = None
+
+    def empty(self, num_images: int, **kwargs: Any) -> Tensor:
+        """Return an uninitialized output, `dtype` [n, H, W, 3]."""
+        return torch.empty((num_images, *self.image_shape), dtype=self.dtype, **kwargs)
+
+    def write(
+        self,
+        addresses: NDArray[np.int64],
+        dy: NDArray[np.int32],
+        dx: NDArray[np.int32],
+        flip: NDArray[np.bool_],
+        out: Tensor,
+        *,
+        is_augmented: bool,
+    ) -> None:
+        """Fill `out` with the images at the given addresses.
+
+        Args:
+            addresses: int64 [n], of uint8 images of `image_shape`; they must stay mapped.
+            dy: int32 [n], crop offset down.
+            dx: int32 [n], crop offset right.
+            flip: bool [n].
+            out: `dtype` [n, H, W, 3], contiguous.
+            is_augmented: False promises that dy, dx and flip are all zero.
+        """
+        height, width, channels = self.image_shape
+        rows_out = out.view(len(out), height, width * channels)
+        crops = (addresses, dy, dx, flip, self.fill)
+        if self.dtype == torch.uint8:
+            if is_augmented:
+                self._spread(_crop_images, *crops, rows_out.numpy())
+            else:
+                self._spread(_copy_images, addresses, out.view(len(out), -1).numpy())
+        elif self.dtype == torch.float32:
+            self._spread(
+                _normalize_images, *crops, self.scale_row, self.shift_row, rows_out.numpy()
+            )
+        else:
+            bits = rows_out.view(torch.uint16).numpy()
+            self._spread(_look_up_images, *crops, self.table, bits)
+
+    def _spread(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        """Run `kernel(first, last, …)` over the images, in one part a thread."""
+        num_images = len(arguments[0])
+        if self.pool is None:
+            kernel(0, num_images, *arguments)
+            return
+        bounds = [num_images * part // self.num_threads for part in range(self.num_threads + 1)]
+        futures = [
+            self.pool.submit(kernel, first, last, *arguments)
+            for first, last in pairwise(bounds[1:])
+        ]
+        kernel(bounds[0], bounds[1], *arguments)
+        for future in futures:
+            future.result()
+
+
+def host_batches(
+    kernel: HostKernel, addresses: NDArray[np.int64], epoch: RankEpoch
+) -> Iterator[Batch]:
+    """Yield the batches of an epoch on a CPU device, all in the same buffer.
+
+    Args:
+        kernel: writes the pixels.
+        addresses: int64 [N], of every image of the split; they stay mapped meanwhile.
+        epoch: the plan.
+    """
+    images = kernel.empty(epoch.rows.shape[1])
+    labels, ids = torch.from_numpy(epoch.labels), torch.from_numpy(epoch.ids)
+    with kernel:
+        for step in range(len(epoch)):
+            kernel.write(
+                addresses[epoch.rows[step]],
+                epoch.dy[step],
+                epoch.dx[step],
+                epoch.flip[step],
+                images,
+                is_augmented=epoch.is_augmented,
+            )
+            yield Batch(
+                images.permute(0, 3, 1, 2), labels[step], ids[step], int(epoch.num_valid[step])
+            )
+
+
+def _half_table(normalization: Normalization, dtype: torch.dtype) -> NDArray[np.uint16]:
+    """Return the bits of every normalized value in a half type, uint16 [3, 256]."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return np.zeros((3, 256), np.uint16)
+    pixels = np.arange(256, dtype=np.float32)
+    values = pixels * normalization.scale[:, None] + normalization.shift[:, None]
+    return torch.from_numpy(values).to(dtype).view(torch.uint16).numpy()

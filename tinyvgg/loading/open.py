@@ -1,0 +1,212 @@
+"""Open: a data set, a split and a config to the loader that follows the plan.
+
+From: `shards.store.open_dataset` and a `LoaderConfig`.
+To:   `training` and `inference`, which see a `BatchLoader` and no backend.
+
+`auto` picks a backend and says why in one line, through the logger "tinyvgg". A backend that
+was asked for by name and cannot run is an error.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+
+from tinyvgg.errors import BackendUnavailable, ShardError
+from tinyvgg.loading.batch import DTYPES, Batch, BatchSource, Normalization
+from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.pinned import PinnedSource
+from tinyvgg.loading.plan import LoaderState, count_steps, plan_rank_epoch
+from tinyvgg.loading.resident import ResidentSource
+from tinyvgg.shards.store import PackedDataset, Split
+
+logger = logging.getLogger("tinyvgg")
+
+SPARE_BYTES = 2 * 2**30  # left free on the device for network and activations
+
+
+def open_loader(
+    dataset: PackedDataset,
+    split: str,
+    config: LoaderConfig | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> "Loader":
+    """Open one split of a data set for reading.
+
+    Rank and world size come from `torch.distributed` where it is initialized.
+
+    Args:
+        dataset: from `open_dataset`.
+        split: "train" or "val".
+        config: batch size, seed, backend and so on; the defaults if None.
+        device: where batches go.
+        dtype: of the images: float32, bfloat16, float16 (normalized), or uint8 (as stored).
+
+    Raises:
+        ValueError: a parameter that no loader can follow.
+        BackendUnavailable: the backend that `config` names cannot run here.
+    """
+    config = config or LoaderConfig()
+    opened, target = dataset.split(split), torch.device(device)
+    if dtype not in DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
+        raise ValueError(f"dtype must be one of {names}, got {dtype}")
+    if opened.num_images == 0:
+        raise ShardError(f"{dataset.folder}: split {split!r} has no images; pack it again")
+    if target.type == "cuda" and target.index is None:
+        target = torch.device("cuda", torch.cuda.current_device())
+    record = dataset.manifest.splits.train
+    normalization = Normalization(
+        np.array(config.mean or record.mean),
+        # a channel without variation is centered and left as it is
+        np.array(config.std or [value or 1.0 for value in record.std]),
+    )
+    image = dataset.manifest.image
+    image_shape = (image.height, image.width, image.channels)
+    backend = config.backend
+    if backend == "auto":
+        backend, reason = choose_backend(opened, image.num_bytes, target)
+        logger.info("backend %s for split %s: %s", backend, split, reason)
+    elif backend == "resident":
+        _check_resident(opened, image.num_bytes, target)
+    source_class = {"torch": PinnedSource, "resident": ResidentSource}[backend]
+    source = source_class(opened, image_shape, normalization, dtype, target)
+    return Loader(opened, config, source, backend, dataset.manifest_sha256)
+
+
+def choose_backend(split: Split, image_bytes: int, device: torch.device) -> tuple[str, str]:
+    """Return the backend that `auto` means for a split on a device, and why."""
+    if device.type == "cpu":
+        return "torch", "on a CPU it reads the mapped shards without a copy"
+    if device.type != "cuda":
+        return "torch", f"the only one for {device.type}"
+    needed, free = split.num_images * image_bytes, _free_bytes(device)
+    if needed + SPARE_BYTES <= free:
+        return "resident", f"{_gib(needed)} fit into {_gib(free)} free on {device}"
+    return "torch", f"resident needs {_gib(needed + SPARE_BYTES)} on {device}, {_gib(free)} is free"
+
+
+class Loader:
+    """Follows the plan of a split through one backend; see `BatchLoader` for the contract."""
+
+    def __init__(
+        self,
+        split: Split,
+        config: LoaderConfig,
+        source: BatchSource,
+        backend: str,
+        manifest_sha256: str,
+    ) -> None:
+        is_train = split.name == "train"
+        self.split = split
+        self.source = source
+        self.backend = backend
+        self.batch_size = config.batch_size
+        self.shuffle = is_train if config.shuffle is None else config.shuffle
+        self.augment = is_train if config.augment is None else config.augment
+        self.drop_last = is_train if config.drop_last is None else config.drop_last
+        in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if in_group else 0
+        self.world_size = torch.distributed.get_world_size() if in_group else 1
+        if self.batch_size % self.world_size:
+            raise ValueError(
+                f"batch_size must be divisible by the world size {self.world_size}, "
+                f"got {self.batch_size}"
+            )
+        if len(self) == 0:
+            raise ValueError(
+                f"batch_size must be at most {split.num_images:,}, the images of split "
+                f"{split.name!r}, got {self.batch_size:,}"
+            )
+        self.state = LoaderState(config.seed, 0, 0, manifest_sha256)
+
+    def __len__(self) -> int:
+        """Return the steps of a full epoch."""
+        return count_steps(self.split.num_images, self.batch_size, drop_last=self.drop_last)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield an epoch from its start."""
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
+        self._move(epoch, 0)
+        return iter(self)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield what is left of the current epoch; the next call goes on with the next one."""
+        state = self.state
+        planned = plan_rank_epoch(
+            self.split.labels,
+            seed=state.seed,
+            epoch=state.epoch,
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+            augment=self.augment,
+            drop_last=self.drop_last,
+            first=state.images_consumed,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        if len(planned) == 0:  # resumed with a larger batch than what was left
+            self._move(state.epoch + 1, 0)
+            yield from self
+            return
+        last = len(planned) - 1
+        for step, batch in enumerate(self.source.batches(planned)):
+            if step == last:
+                self._move(state.epoch + 1, 0)
+            else:
+                self._move(state.epoch, int(planned.images_consumed[step]))
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader stands: four JSON fields, under 1 kB."""
+        return self.state.to_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another loader stood.
+
+        Raises:
+            ShardError: the state is of another data set.
+            ValueError: it is no loader state.
+        """
+        if set(state) != set(self.state.to_dict()):
+            raise ValueError(f"loader state must have {', '.join(self.state.to_dict())}")
+        loaded = LoaderState(**state)
+        if loaded.manifest_sha256 != self.state.manifest_sha256:
+            raise ShardError(
+                f"loader state is of data set {loaded.manifest_sha256[:12]}…, this one is "
+                f"{self.state.manifest_sha256[:12]}…; open the data set it was saved with"
+            )
+        if not 0 <= loaded.images_consumed <= self.split.num_images or loaded.epoch < 0:
+            raise ValueError(f"loader state is out of range: {state}")
+        self.state = loaded
+
+    def _move(self, epoch: int, images_consumed: int) -> None:
+        self.state = LoaderState(
+            self.state.seed, epoch, images_consumed, self.state.manifest_sha256
+        )
+
+
+def _check_resident(split: Split, image_bytes: int, device: torch.device) -> None:
+    """Raise `BackendUnavailable` unless the split fits into the free memory of the device."""
+    if device.type != "cuda":
+        return
+    needed, free = split.num_images * image_bytes, _free_bytes(device)
+    if needed > free:
+        raise BackendUnavailable(
+            f"backend 'resident' needs {_gib(needed)} on {device} for split {split.name!r}, "
+            f"{_gib(free)} is free; use --backend torch"
+        )
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"

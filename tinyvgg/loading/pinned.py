@@ -1,0 +1,201 @@
+"""Backend `torch`: mapped shards, pinned staging, asynchronous copy.
+
+From: shards mapped into memory; processes on one machine share their pages.
+To:   batches on the device. Only uint8 crosses the bus.
+
+On a CPU device the host kernel reads the mapping and writes the batch, nothing else. Elsewhere
+
+    mapped shards ─ gather ─▶ pinned slot ─ copy stream ─▶ device slot ─ one pass ─▶ batch
+         (this thread)              (asynchronous)               (the model's stream)
+
+with two slots: while the model works on batch k, batch k + 1 is gathered and copied. Events
+order the two streams; the host waits only for a copy that is two batches old, before it writes
+into that copy's source again. What a stream, an event and pinned memory are comes from a
+`Runtime`, so that the order can be proved on a machine without CUDA.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ContextManager, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinyvgg.loading.batch import Batch, Normalization, transform_images
+from tinyvgg.loading.host_kernel import HostKernel, host_batches
+from tinyvgg.loading.plan import RankEpoch
+from tinyvgg.shards.store import Split
+
+NUM_SLOTS = 2
+
+
+class Runtime(Protocol):
+    """Streams, events and memory of an accelerator, as `torch.cuda` has them."""
+
+    def new_stream(self) -> Any:
+        """Return a stream of its own."""
+
+    def current_stream(self) -> Any:
+        """Return the stream that the model works on."""
+
+    def on_stream(self, stream: Any) -> ContextManager[Any]:
+        """Issue what is inside the `with` block on `stream`."""
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """Return the tensor in memory that an asynchronous copy may read."""
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Return uninitialized memory on the device."""
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """Copy a pinned tensor to the device, asynchronously, on the current stream."""
+
+
+@dataclass(frozen=True)
+class AcceleratorRuntime:
+    """The runtime of a real device: CUDA, or whatever `torch.accelerator` names."""
+
+    device: torch.device
+
+    def new_stream(self) -> Any:
+        """Return a stream of its own."""
+        return torch.Stream(self.device)
+
+    def current_stream(self) -> Any:
+        """Return the stream that the model works on."""
+        return torch.accelerator.current_stream(self.device)
+
+    def on_stream(self, stream: Any) -> ContextManager[Any]:
+        """Issue what is inside the `with` block on `stream`."""
+        context: ContextManager[Any] = stream
+        return context
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """Return a pinned copy."""
+        return tensor.pin_memory()
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Return uninitialized memory on the device."""
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """Copy a pinned tensor to the device, asynchronously, on the current stream."""
+        return tensor.to(self.device, non_blocking=True)
+
+
+class DevicePlan:
+    """The plan of an epoch on the device, uploaded once: a step costs slices, not copies."""
+
+    def __init__(self, epoch: RankEpoch, runtime: Runtime) -> None:
+        self.pinned = {  # kept: an asynchronous copy reads it
+            name: runtime.pin(torch.from_numpy(np.ascontiguousarray(getattr(epoch, name))))
+            for name in ("rows", "ids", "labels", "dy", "dx", "flip")
+        }
+        self.tensors = {name: runtime.upload(tensor) for name, tensor in self.pinned.items()}
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Return rows, ids, labels, dy, dx and flip of one step, each [b]."""
+        return {name: tensor[step] for name, tensor in self.tensors.items()}
+
+
+class DevicePixels:
+    """`transform_images` with its constants on the device, compiled on CUDA."""
+
+    def __init__(
+        self, normalization: Normalization, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.dtype = dtype
+        constants = (normalization.fill, normalization.scale, normalization.shift)
+        self.constants = [torch.from_numpy(values).to(device) for values in constants]
+        compiled = torch.compile(transform_images, dynamic=False)
+        self.transform: Callable[..., Tensor] = (
+            compiled if device.type == "cuda" else transform_images
+        )
+
+    def __call__(self, stored: Tensor, rows: Tensor, plan: dict[str, Tensor]) -> Tensor:
+        """Return a batch's images from `stored` uint8 [n, H, W, 3]."""
+        crops = (plan["dy"], plan["dx"], plan["flip"])
+        return self.transform(stored, rows, *crops, *self.constants, self.dtype)
+
+
+class PinnedSource:
+    """Backend `torch`.
+
+    Args:
+        split: mapped.
+        image_shape: (H, W, 3).
+        normalization: of the pixels.
+        dtype: of the images.
+        device: of the batches.
+        runtime: streams, events and memory of that device; not needed for a CPU.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        image_shape: tuple[int, int, int],
+        normalization: Normalization,
+        dtype: torch.dtype,
+        device: torch.device,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.split = split
+        is_host = device.type == "cpu" and runtime is None
+        self.kernel = HostKernel(image_shape, normalization, dtype if is_host else torch.uint8)
+        if not is_host:
+            self.runtime = runtime or AcceleratorRuntime(device)
+            self.pixels = DevicePixels(normalization, dtype, device)
+        self.is_host = is_host
+
+    def batches(self, epoch: RankEpoch) -> Iterator[Batch]:
+        """Yield one batch for every step of `epoch`."""
+        if self.is_host:
+            return host_batches(self.kernel, self.split.row_addresses, epoch)
+        return self._staged_batches(epoch)
+
+    def _staged_batches(self, epoch: RankEpoch) -> Iterator[Batch]:
+        runtime, kernel = self.runtime, self.kernel
+        local = epoch.rows.shape[1]
+        copy_stream = runtime.new_stream()
+        plan = DevicePlan(epoch, runtime)
+        no_crop = np.zeros(local, np.int32)
+        no_flip = np.zeros(local, np.bool_)
+        in_order = runtime.upload(runtime.pin(torch.arange(local)))
+        pinned = [runtime.pin(kernel.empty(local)) for _ in range(NUM_SLOTS)]
+        slots = [
+            runtime.empty(local, *kernel.image_shape, dtype=torch.uint8) for _ in range(NUM_SLOTS)
+        ]
+        copied: list[Any] = [None] * NUM_SLOTS  # event: the copy into this slot is done
+        released: list[Any] = [None] * NUM_SLOTS  # event: the model is done with this slot
+
+        def send(step: int) -> None:
+            slot = step % NUM_SLOTS
+            if copied[slot] is not None:
+                copied[slot].synchronize()  # two batches old: done long ago
+            addresses = self.split.row_addresses[epoch.rows[step]]
+            kernel.write(
+                addresses, no_crop, no_crop, no_flip, pinned[slot], is_augmented=False
+            )
+            if released[slot] is not None:
+                copy_stream.wait_event(released[slot])
+            with runtime.on_stream(copy_stream):
+                slots[slot].copy_(pinned[slot], non_blocking=True)
+            copied[slot] = copy_stream.record_event()
+
+        # the slots were allocated on the model's stream: nothing may still be using them there
+        copy_stream.wait_event(runtime.current_stream().record_event())
+        with kernel:
+            for step in range(min(1, len(epoch))):
+                send(step)
+            for step in range(len(epoch)):
+                if step + 1 < len(epoch):
+                    send(step + 1)
+                slot = step % NUM_SLOTS
+                runtime.current_stream().wait_event(copied[slot])
+                tensors = plan.step(step)
+                images = self.pixels(slots[slot], in_order, tensors)
+                released[slot] = runtime.current_stream().record_event()
+                yield Batch(
+                    images, tensors["labels"], tensors["ids"], int(epoch.num_valid[step])
+                )

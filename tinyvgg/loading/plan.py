@@ -1,0 +1,160 @@
+"""Plan: which image, which crop, which flip, from (seed, epoch) alone.
+
+From: the seed, the epoch and the number of images of a split.
+To:   every backend, which follows it row by row; so all of them give the same batches.
+
+N images, B images in a global batch, w ranks, b = B / w images of a batch on one rank, S steps.
+
+For (seed, epoch, N) the words are `numpy.random.Philox(key=[seed, epoch]).random_raw(2 N)`,
+whose raw stream numpy keeps stable; a test holds golden values. The first N words, sorted, give
+the order; word N + i gives the crop and the flip of image i. Neither depends on batch size,
+world size, backend or the step a run was resumed at.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_OFFSET = 4  # pixels a crop moves at most, up, down, left and right
+PADDING_ID = -1
+PADDING_LABEL = -100  # what torch's cross-entropy ignores
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Crop and flip of every image of a split for one epoch, by row of the split.
+
+    Attributes:
+        dy: int32 [N], rows by which the crop window is moved down, -4 to 4.
+        dx: int32 [N], columns by which it is moved right, -4 to 4.
+        flip: bool [N], whether the cropped image is then mirrored.
+    """
+
+    dy: NDArray[np.int32]
+    dx: NDArray[np.int32]
+    flip: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class RankEpoch:
+    """What is left of one epoch for one rank, one line a step.
+
+    Attributes:
+        rows: int64 [S, b], row of the split to read; padding repeats the last real row.
+        ids: int64 [S, b], the same, with -1 for padding.
+        labels: int64 [S, b], with -100 for padding.
+        num_valid: int64 [S], real rows on this rank; they come first.
+        dy, dx: int32 [S, b], crop offsets; zero without augmentation.
+        flip: bool [S, b]; False without augmentation.
+        is_augmented: whether any crop or flip may differ from zero.
+        images_consumed: int64 [S], images of the epoch that all ranks have had after a step.
+    """
+
+    rows: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    num_valid: NDArray[np.int64]
+    dy: NDArray[np.int32]
+    dx: NDArray[np.int32]
+    flip: NDArray[np.bool_]
+    is_augmented: bool
+    images_consumed: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class LoaderState:
+    """Where a loader stands, as JSON: the next batch begins at `images_consumed` of `epoch`."""
+
+    seed: int
+    epoch: int
+    images_consumed: int
+    manifest_sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the four fields as a dictionary."""
+        return asdict(self)
+
+
+def draw_words(seed: int, epoch: int, num_images: int) -> NDArray[np.uint64]:
+    """Return the 2 N random words of an epoch, uint64."""
+    return np.random.Philox(key=[seed, epoch]).random_raw(2 * num_images)
+
+
+def plan_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
+    """Return the order of an epoch: a permutation of the rows of a split, int64 [N]."""
+    words = draw_words(seed, epoch, num_images)
+    return np.argsort(words[:num_images], kind="stable")
+
+
+def plan_augmentation(seed: int, epoch: int, num_images: int) -> Augmentation:
+    """Return crop and flip of every image for an epoch."""
+    words = draw_words(seed, epoch, num_images)[num_images:]
+    span = np.uint64(2 * MAX_OFFSET + 1)
+    dy = (words % span).astype(np.int32) - MAX_OFFSET
+    dx = ((words >> np.uint64(16)) % span).astype(np.int32) - MAX_OFFSET
+    return Augmentation(dy, dx, (words >> np.uint64(63)).astype(np.bool_))
+
+
+def count_steps(num_images: int, batch_size: int, *, drop_last: bool) -> int:
+    """Return the steps that `num_images` make: full batches, and a padded one unless dropped."""
+    return num_images // batch_size if drop_last else -(-num_images // batch_size)
+
+
+def plan_rank_epoch(
+    labels: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    shuffle: bool,
+    augment: bool,
+    drop_last: bool,
+    first: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> RankEpoch:
+    """Lay out the steps of one epoch for one rank.
+
+    Args:
+        labels: int64 [N], of the split.
+        seed: of the loader.
+        epoch: from 0.
+        batch_size: global; divisible by `world_size`.
+        shuffle: whether to draw an order, or to go through the split as it is stored.
+        augment: whether to draw crops and flips.
+        drop_last: whether the images beyond the last full batch sit out.
+        first: images of this epoch that were consumed before; the steps begin there.
+        rank: of this process.
+        world_size: number of processes.
+    """
+    num_images = len(labels)
+    order = plan_order(seed, epoch, num_images) if shuffle else np.arange(num_images)
+    num_steps = count_steps(max(num_images - first, 0), batch_size, drop_last=drop_last)
+    local = batch_size // world_size
+    steps = np.arange(num_steps)
+    starts = first + steps * batch_size + rank * local
+    positions = starts[:, None] + np.arange(local)
+    is_valid = positions < num_images
+    rows = order[np.minimum(positions, num_images - 1)] if num_steps else positions
+    if augment:
+        drawn = plan_augmentation(seed, epoch, num_images)
+        dy, dx, flip = drawn.dy[rows], drawn.dx[rows], drawn.flip[rows]
+    else:
+        dy = dx = np.zeros(rows.shape, np.int32)
+        flip = np.zeros(rows.shape, np.bool_)
+    return RankEpoch(
+        rows=rows,
+        ids=np.where(is_valid, rows, PADDING_ID),
+        labels=np.where(is_valid, labels[rows], PADDING_LABEL),
+        num_valid=is_valid.sum(axis=1),
+        dy=dy,
+        dx=dx,
+        flip=flip,
+        is_augmented=augment,
+        images_consumed=np.minimum(first + (steps + 1) * batch_size, num_images),
+    )
