@@ -80,28 +80,30 @@ class Normalization:
     """How stored pixels become model input.
 
     Attributes:
-        mean, std: float64 [3], on the 0-to-1 scale.
+        mean, std: per channel, on the 0-to-1 scale.
         scale, shift: float32 [3], `x * scale + shift` normalizes a stored pixel.
         fill: uint8 [3], the mean color, which is what a crop sees outside the image.
     """
 
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     @property
     def scale(self) -> NDArray[np.float32]:
         """1 / (255 std), rounded once."""
-        return (1 / (255 * self.std)).astype(np.float32)
+        return (1 / (255 * np.array(self.std))).astype(np.float32)
 
     @property
     def shift(self) -> NDArray[np.float32]:
         """-mean / std, rounded once."""
-        return (-self.mean / self.std).astype(np.float32)
+        shift: NDArray[np.float64] = -np.array(self.mean) / np.array(self.std)
+        return shift.astype(np.float32)
 
     @property
     def fill(self) -> NDArray[np.uint8]:
         """round(255 mean)."""
-        return np.rint(255 * self.mean).astype(np.uint8)
+        fill: NDArray[np.float64] = np.rint(255 * np.array(self.mean))
+        return fill.astype(np.uint8)
 
 
 def transform_images(

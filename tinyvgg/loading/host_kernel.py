@@ -29,7 +29,7 @@ from tinyvgg.loading.plan import RankEpoch
 @intrinsic  # type: ignore[untyped-decorator]
 def _as_pointer(typing_context: Any, address: Any) -> Any:
     """Turn an integer address into a uint8 pointer."""
-    signature = types.CPointer(types.uint8)(types.int64)
+    signature = types.CPointer(types.uint8)(types.int64)  # type: ignore[attr-defined]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -37,55 +37,51 @@ def _as_pointer(typing_context: Any, address: Any) -> Any:
     return signature, generate
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _copy_images(first, last, addresses, out):  # type: ignore[no-untyped-def]
-    """out uint8 [b, bytes]: whole images, as stored."""
+    """Fill `out` uint8 [b, bytes] with whole images, as stored."""
     for i in range(first, last):
         out[i, :] = numba.carray(_as_pointer(addresses[i]), out.shape[1])
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _crop_row(source, y, dy, dx, flip, fill, row):  # type: ignore[no-untyped-def]
-    """row uint8 [3 W]: row y of the cropped and flipped image `source` uint8 [H, 3 W]."""
+    """Fill `row` uint8 [3 W] with row y of the crop of `source` uint8 [H, 3 W], mirrored or not."""
     height, values = source.shape
     width = values // 3
     source_y = y + dy
-    if source_y < 0 or source_y >= height:
-        for x in range(width):
-            for c in range(3):
-                row[3 * x + c] = fill[c]
-        return
-    line = source[source_y]
     first, last = max(0, -dx), min(width, width - dx)  # columns of the crop inside the image
-    if flip:
-        for x in range(first, last):
-            for c in range(3):
-                row[3 * (width - 1 - x) + c] = line[3 * (x + dx) + c]
+    if source_y < 0 or source_y >= height:
+        first = last = 0
     else:
-        for k in range(3 * first, 3 * last):
-            row[k] = line[k + 3 * dx]
-    for x in range(first):
+        line = source[source_y]
+        if flip:
+            for x in range(first, last):
+                for c in range(3):
+                    row[3 * (width - 1 - x) + c] = line[3 * (x + dx) + c]
+        else:
+            for k in range(3 * first, 3 * last):
+                row[k] = line[k + 3 * dx]
+    for x in range(width - last + first):  # the columns left and right of them
+        column = x if x < first else x + last - first
         for c in range(3):
-            row[3 * (width - 1 - x if flip else x) + c] = fill[c]
-    for x in range(last, width):
-        for c in range(3):
-            row[3 * (width - 1 - x if flip else x) + c] = fill[c]
+            row[3 * (width - 1 - column if flip else column) + c] = fill[c]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _crop_images(first, last, addresses, dy, dx, flip, fill, out):  # type: ignore[no-untyped-def]
-    """out uint8 [b, H, 3 W]: cropped and flipped."""
+    """Fill `out` uint8 [b, H, 3 W]: cropped and flipped."""
     for i in range(first, last):
         source = numba.carray(_as_pointer(addresses[i]), (out.shape[1], out.shape[2]))
         for y in range(out.shape[1]):
             _crop_row(source, y, dy[i], dx[i], flip[i], fill, out[i, y])
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _normalize_images(  # type: ignore[no-untyped-def]
     first, last, addresses, dy, dx, flip, fill, scale_row, shift_row, out
 ):
-    """out float32 [b, H, 3 W]: cropped, flipped and normalized."""
+    """Fill `out` float32 [b, H, 3 W]: cropped, flipped and normalized."""
     values = out.shape[2]
     row = np.empty(values, np.uint8)
     for i in range(first, last):
@@ -97,11 +93,11 @@ def _normalize_images(  # type: ignore[no-untyped-def]
                 line[k] = np.float32(row[k]) * scale_row[k] + shift_row[k]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _look_up_images(  # type: ignore[no-untyped-def]
     first, last, addresses, dy, dx, flip, fill, table, out
 ):
-    """out uint16 [b, H, 3 W]: cropped, flipped, then looked up in `table` uint16 [3, 256]."""
+    """Fill `out` uint16 [b, H, 3 W]: cropped, flipped, looked up in `table` uint16 [3, 256]."""
     values = out.shape[2]
     row = np.empty(values, np.uint8)
     for i in range(first, last):

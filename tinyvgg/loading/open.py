@@ -8,10 +8,9 @@ was asked for by name and cannot run is an error.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
 
@@ -52,23 +51,22 @@ def open_loader(
         BackendUnavailable: the backend that `config` names cannot run here.
     """
     config = config or LoaderConfig()
-    opened, target = dataset.split(split), torch.device(device)
+    opened = dataset.split(split)
+    target = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
     if dtype not in DTYPES:
         names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
         raise ValueError(f"dtype must be one of {names}, got {dtype}")
     if opened.num_images == 0:
         raise ShardError(f"{dataset.folder}: split {split!r} has no images; pack it again")
-    if target.type == "cuda" and target.index is None:
-        target = torch.device("cuda", torch.cuda.current_device())
     record = dataset.manifest.splits.train
     normalization = Normalization(
-        np.array(config.mean or record.mean),
+        config.mean or channel_triple(record.mean),
         # a channel without variation is centered and left as it is
-        np.array(config.std or [value or 1.0 for value in record.std]),
+        config.std or channel_triple([value or 1.0 for value in record.std]),
     )
     image = dataset.manifest.image
     image_shape = (image.height, image.width, image.channels)
-    backend = config.backend
+    backend: str = config.backend
     if backend == "auto":
         backend, reason = choose_backend(opened, image.num_bytes, target)
         logger.info("backend %s for split %s: %s", backend, split, reason)
@@ -76,7 +74,7 @@ def open_loader(
         _check_resident(opened, image.num_bytes, target)
     source_class = {"torch": PinnedSource, "resident": ResidentSource}[backend]
     source = source_class(opened, image_shape, normalization, dtype, target)
-    return Loader(opened, config, source, backend, dataset.manifest_sha256)
+    return Loader(opened, config, source, backend, normalization, dataset.manifest_sha256)
 
 
 def choose_backend(split: Split, image_bytes: int, device: torch.device) -> tuple[str, str]:
@@ -100,6 +98,7 @@ class Loader:
         config: LoaderConfig,
         source: BatchSource,
         backend: str,
+        normalization: Normalization,
         manifest_sha256: str,
     ) -> None:
         is_train = split.name == "train"
@@ -123,6 +122,7 @@ class Loader:
                 f"batch_size must be at most {split.num_images:,}, the images of split "
                 f"{split.name!r}, got {self.batch_size:,}"
             )
+        self.normalization = normalization
         self.state = LoaderState(config.seed, 0, 0, manifest_sha256)
 
     def __len__(self) -> int:
@@ -190,6 +190,12 @@ class Loader:
         self.state = LoaderState(
             self.state.seed, epoch, images_consumed, self.state.manifest_sha256
         )
+
+
+def channel_triple(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return three values, one a channel, as a tuple."""
+    red, green, blue = values
+    return red, green, blue
 
 
 def _check_resident(split: Split, image_bytes: int, device: torch.device) -> None:

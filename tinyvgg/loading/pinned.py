@@ -15,8 +15,9 @@ into that copy's source again. What a stream, an event and pinned memory are com
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ContextManager, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Runtime(Protocol):
     def current_stream(self) -> Any:
         """Return the stream that the model works on."""
 
-    def on_stream(self, stream: Any) -> ContextManager[Any]:
+    def on_stream(self, stream: Any) -> AbstractContextManager[Any]:
         """Issue what is inside the `with` block on `stream`."""
 
     def pin(self, tensor: Tensor) -> Tensor:
@@ -66,9 +67,9 @@ class AcceleratorRuntime:
         """Return the stream that the model works on."""
         return torch.accelerator.current_stream(self.device)
 
-    def on_stream(self, stream: Any) -> ContextManager[Any]:
+    def on_stream(self, stream: Any) -> AbstractContextManager[Any]:
         """Issue what is inside the `with` block on `stream`."""
-        context: ContextManager[Any] = stream
+        context: AbstractContextManager[Any] = stream
         return context
 
     def pin(self, tensor: Tensor) -> Tensor:
@@ -174,9 +175,7 @@ class PinnedSource:
             if copied[slot] is not None:
                 copied[slot].synchronize()  # two batches old: done long ago
             addresses = self.split.row_addresses[epoch.rows[step]]
-            kernel.write(
-                addresses, no_crop, no_crop, no_flip, pinned[slot], is_augmented=False
-            )
+            kernel.write(addresses, no_crop, no_crop, no_flip, pinned[slot], is_augmented=False)
             if released[slot] is not None:
                 copy_stream.wait_event(released[slot])
             with runtime.on_stream(copy_stream):
@@ -196,6 +195,4 @@ class PinnedSource:
                 tensors = plan.step(step)
                 images = self.pixels(slots[slot], in_order, tensors)
                 released[slot] = runtime.current_stream().record_event()
-                yield Batch(
-                    images, tensors["labels"], tensors["ids"], int(epoch.num_valid[step])
-                )
+                yield Batch(images, tensors["labels"], tensors["ids"], int(epoch.num_valid[step]))

@@ -112,7 +112,9 @@ def list_images(source: Path) -> ImageSource:
 def _label_validation(
     source: Path, by_class: dict[str, list[str]], labels: dict[str, int]
 ) -> list[SourceImage]:
-    unknown = [(f"val/{name}", "no such class in train/") for name in by_class if name not in labels]
+    unknown = [
+        (f"val/{name}", "no such class in train/") for name in by_class if name not in labels
+    ]
     if unknown:
         raise DatasetError(bad_files_text(f"{source}", unknown, "add the class or remove these"))
     if not any(by_class.values()):

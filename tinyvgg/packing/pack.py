@@ -28,6 +28,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.decode import decode_image, read_image_size
@@ -43,7 +44,7 @@ from tinyvgg.shards.manifest import (
     SplitRecord,
     Splits,
 )
-from tinyvgg.shards.store import MANIFEST_NAME, sync_folder, write_manifest, write_shard
+from tinyvgg.shards.store import MANIFEST_NAME, write_manifest, write_shard
 
 BUFFER_BYTES = 128 * 2**20  # 42 blocks of 64 x 64 images: enough for two shards in flight
 NUM_WRITERS = 2  # one hashes and writes while the other waits for fsync
@@ -140,7 +141,7 @@ class _SplitPacker:
             if not images:
                 raise DatasetError(f"{self.source.name}: every {self.split} image is bad")
         num_pixels = len(images) * self.image.height * self.image.width
-        mean, std = _mean_std(sum(shard.sums for shard in written), num_pixels)
+        mean, std = _mean_std(np.sum([shard.sums for shard in written], axis=0), num_pixels)
         shards = [shard.record for shard in written]
         return SplitRecord(
             num_images=len(images), mean=mean, std=std, shards=shards, skipped=skipped

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyvgg.durable import replace_file
 from tinyvgg.errors import ShardError
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
@@ -108,22 +109,7 @@ def write_shard(
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` durably: after this the folder is a dataset."""
-    with (folder / MANIFEST_NAME).open("wb") as file:
-        file.write(render_manifest(manifest))
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut (POSIX; elsewhere nothing is needed)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(folder / MANIFEST_NAME, lambda file: file.write(render_manifest(manifest)))
 
 
 @dataclass(frozen=True)
@@ -179,9 +165,7 @@ class Split:
     def read_images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return copies of the given rows, uint8 [len(rows), H, W, 3]; the obvious slow way."""
         shard_of, row_of = np.divmod(rows, self.shard_size)
-        return np.stack(
-            [self.shards[s].images[r] for s, r in zip(shard_of, row_of, strict=True)]
-        )
+        return np.stack([self.shards[s].images[r] for s, r in zip(shard_of, row_of, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -289,9 +273,7 @@ def verify_dataset(
     return damages
 
 
-def _write_npy(
-    path: Path, header: bytes, blocks: Iterable[NDArray[np.uint8]]
-) -> tuple[int, str]:
+def _write_npy(path: Path, header: bytes, blocks: Iterable[NDArray[np.uint8]]) -> tuple[int, str]:
     """Write header and blocks durably; return the size and the SHA-256 of the file."""
     digest = hashlib.sha256(header)
     with path.open("wb") as file:
@@ -328,9 +310,7 @@ def _open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
                 f"{folder / MANIFEST_NAME}: {path} is given {given:,} bytes, its shape needs "
                 f"{expected:,}; pack the images again"
             )
-    images = np.memmap(
-        folder / record.images, np.uint8, "r", offset=len(header), shape=image_shape
-    )
+    images = np.memmap(folder / record.images, np.uint8, "r", offset=len(header), shape=image_shape)
     labels = np.fromfile(folder / record.labels, "<i8", offset=len(labels_header))
     if labels.min() < 0 or labels.max() >= len(manifest.classes):
         raise ShardError(
@@ -376,7 +356,7 @@ def _verify_shard(
     bad_blocks = [
         block
         for block, crc32 in enumerate(record.block_crc32)
-        if zlib.crc32(image_rows[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS]) != crc32
+        if zlib.crc32(image_rows[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS].data) != crc32
     ]
     for block in bad_blocks:
         last = min((block + 1) * BLOCK_ROWS, record.num_images) - 1

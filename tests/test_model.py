@@ -1,0 +1,63 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tinyvgg.model import VGG_Net
+
+GOLDEN = json.loads((Path(__file__).parent / "vgg_net_golden.json").read_text())
+
+
+def golden_network() -> VGG_Net:
+    model = VGG_Net(100).double().eval()
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            j = torch.arange(parameter.numel(), dtype=torch.float64)
+            fan_in = parameter[0].numel()
+            amplitude = math.sqrt(6 / fan_in) if parameter.dim() > 1 else 0.05
+            values = torch.sin(j * (0.37 + 0.01 * i) + GOLDEN["golden"]["phase"]) * amplitude
+            parameter.copy_(values.view(parameter.shape))
+    return model
+
+
+def golden_images() -> torch.Tensor:
+    j = torch.arange(2 * 3 * 64 * 64, dtype=torch.float64)
+    images = torch.cos(0.011 * j + GOLDEN["golden"]["phase"]).view(2, 3, 64, 64)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def test_parameters_are_the_reference_networks_by_name_shape_and_order() -> None:
+    model = VGG_Net(100)
+
+    found = [[name, list(parameter.shape)] for name, parameter in model.named_parameters()]
+
+    assert found == GOLDEN["parameters"]
+    assert sum(p.numel() for p in model.parameters()) == GOLDEN["total_parameters"]
+
+
+def test_logits_features_and_gradients_equal_the_golden_values_in_float64() -> None:
+    golden = GOLDEN["golden"]
+    model = golden_network()
+
+    logits, features = model(golden_images())
+    loss = nn.functional.cross_entropy(logits, torch.tensor([3, 97]))
+    loss.backward()
+
+    expected = torch.tensor(golden["logits"], dtype=torch.float64)
+    assert relative_error(logits, expected) < 1e-10
+    assert list(features.shape) == golden["features_shape"]
+    assert features.sum().item() == pytest.approx(golden["features_sum"], rel=1e-10)
+    assert features.abs().sum().item() == pytest.approx(golden["features_abs_sum"], rel=1e-10)
+    assert loss.item() == pytest.approx(golden["loss"], rel=1e-10)
+    norms = golden["grad_norms"]
+    norms = list(norms.values()) if isinstance(norms, dict) else norms
+    for parameter, norm in zip(model.parameters(), norms, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-8)

@@ -1,0 +1,417 @@
+"""The command line: all the wiring, and the only module that sees every room.
+
+From: argv. Each command has a config dataclass in its room; its flags are derived from it.
+To:   exit status 0 (done), 1 (the data or the machine) or 2 (usage).
+
+stdout carries results, stderr progress; `--json` ends stdout with one JSON document. A room is
+imported when its command runs, so `--help` takes a few hundredths of a second and `pack` never
+sees torch.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tinyvgg import __version__
+from tinyvgg.errors import TinyvggError
+
+if TYPE_CHECKING:
+    from tinyvgg.inference.evaluate import Evaluation
+    from tinyvgg.training.config import TrainConfig
+    from tinyvgg.training.loop import StepReport
+    from tinyvgg.training.run import EpochMetrics
+    from tinyvgg.training.state import Training
+
+Config = TypeVar("Config")
+SLOW_DATA_SHARE = 0.1  # above this, waiting for data is worth a line of advice
+
+
+def run_synth(argv: Sequence[str]) -> int:
+    """Make a small seeded image set that can be learned."""
+    from tinyvgg.packing.config import SynthConfig
+
+    config = parse_config(SynthConfig, "synth", argv)
+
+    from tinyvgg.packing.synthetic import write_synthetic
+
+    out = write_synthetic(config)
+    print(f"{out}: 10 classes; next: tinyvgg pack {out} PACKED")
+    return 0
+
+
+def run_download(argv: Sequence[str]) -> int:
+    """Fetch the public TinyImageNet zip, resumable and checked."""
+    from tinyvgg.packing.config import DownloadConfig
+
+    config = parse_config(DownloadConfig, "download", argv)
+
+    from tinyvgg.packing.download import download_archive
+
+    path = download_archive(config)
+    print(f"{path}: complete and checked; next: tinyvgg pack {path} PACKED")
+    return 0
+
+
+def run_pack(argv: Sequence[str]) -> int:
+    """Decode class folders or a zip into uint8 shards."""
+    from tinyvgg.packing.config import PackConfig
+
+    config = parse_config(PackConfig, "pack", argv)
+
+    from tinyvgg.packing.pack import pack_images
+    from tinyvgg.reporting.progress import progress_bars
+
+    with progress_bars() as open_bar:
+        manifest = pack_images(config, open_bar)
+    train, val = manifest.splits.train, manifest.splits.val
+    num_skipped = len(train.skipped) + len(val.skipped)
+    print(
+        f"{config.out}: {train.num_images:,} train and {val.num_images:,} val images of "
+        f"{len(manifest.classes):,} classes"
+        + (f"; {num_skipped:,} bad files skipped, listed in manifest.json" if num_skipped else "")
+    )
+    if config.json:
+        print_json({"packed": str(config.out), "manifest": manifest.model_dump()})
+    return 0
+
+
+def run_verify(argv: Sequence[str]) -> int:
+    """Compare every byte of a packed folder with its manifest."""
+    from tinyvgg.shards.config import VerifyConfig
+
+    config = parse_config(VerifyConfig, "verify", argv)
+
+    from tinyvgg.reporting.progress import progress_bars
+    from tinyvgg.shards.manifest import SPLITS
+    from tinyvgg.shards.store import read_manifest, verify_dataset
+
+    manifest, _ = read_manifest(config.packed)
+    num_images = sum(manifest.split(name).num_images for name in SPLITS)
+    with progress_bars() as open_bar:
+        damages = verify_dataset(config.packed, open_bar("verify", num_images))
+    print(*damages or [f"{config.packed}: {num_images:,} images, every byte as packed"], sep="\n")
+    if config.json:
+        print_json({"packed": str(config.packed), "damages": damages})
+    return 1 if damages else 0
+
+
+def run_inspect(argv: Sequence[str]) -> int:
+    """Show classes, counts, sizes and statistics of a packed folder."""
+    from tinyvgg.shards.config import InspectConfig
+
+    config = parse_config(InspectConfig, "inspect", argv)
+
+    from rich.console import Console
+
+    from tinyvgg.reporting.tables import describe_dataset, render_description
+    from tinyvgg.shards.store import open_dataset
+
+    description = describe_dataset(open_dataset(config.packed))
+    for table in render_description(description):
+        Console().print(table)
+    if config.json:
+        print_json(description)
+    return 0
+
+
+def run_train(argv: Sequence[str]) -> int:
+    """Train VGG_Net; score it after every epoch."""
+    config = parse_train_config(argv)
+
+    from tinyvgg.shards.store import open_dataset
+    from tinyvgg.training.devices import find_device, joined_world
+    from tinyvgg.training.state import open_training
+
+    dataset = open_dataset(config.packed)
+    device = find_device(config.device)
+    with joined_world(device) as rank:
+        training = open_training(config, dataset, device, rank)
+        train_epochs(training, is_main=rank == 0)
+        if rank == 0 and training.step < training.num_steps:
+            print(f"{config.out}: stopped at step {training.step:,}; --resume goes on")
+        if rank == 0 and config.json:
+            history = [asdict(metrics) for metrics in training.history]
+            print_json({"run": str(config.out), "step": training.step, "history": history})
+    return 0
+
+
+def train_epochs(training: "Training", *, is_main: bool) -> None:
+    """Train, score, record, epoch by epoch: the product in one loop."""
+    from tinyvgg.inference.evaluate import evaluate_network
+    from tinyvgg.loading.config import LoaderConfig
+    from tinyvgg.loading.open import open_loader
+    from tinyvgg.reporting.plots import plot_curves
+    from tinyvgg.training.loop import finish_epoch, train
+    from tinyvgg.training.run import RunFolder
+
+    config, dataset, device = training.config, training.dataset, training.device
+    run = RunFolder(config.out) if is_main else None
+    val_loader = open_loader(
+        dataset,
+        "val",
+        LoaderConfig(
+            backend=config.backend,
+            batch_size=256 // training.loader.world_size * training.loader.world_size,
+            mean=training.loader.normalization.mean,
+            std=training.loader.normalization.std,
+        ),
+        device=device,
+        dtype=training.image_dtype,
+    )
+    with train_progress(training, is_main=is_main) as observe:
+        for metrics in train(training, run, observe):
+            evaluation = evaluate_network(
+                training.model,
+                val_loader,
+                len(dataset.class_names),
+                amp=training.amp,
+                device=device,
+            )
+            if run is None:
+                continue
+            scored = replace(
+                metrics,
+                val_loss=evaluation.loss,
+                val_top1=evaluation.top1,
+                val_top5=evaluation.top5,
+            )
+            finish_epoch(training, run, scored)
+            plot_curves([asdict(line) for line in training.history], run.path)
+            print_epoch(scored, config.epochs)
+
+
+def run_evaluate(argv: Sequence[str]) -> int:
+    """Score a checkpoint: top-1, top-5, loss, every class, confusion matrix."""
+    from tinyvgg.inference.config import EvaluateConfig
+
+    config = parse_config(EvaluateConfig, "evaluate", argv)
+
+    from tinyvgg.inference.evaluate import check_classes, evaluate_network, read_network
+    from tinyvgg.loading.config import LoaderConfig
+    from tinyvgg.loading.open import open_loader
+    from tinyvgg.reporting.plots import plot_confusion
+    from tinyvgg.reporting.progress import progress_bars
+    from tinyvgg.reporting.tables import write_confusion
+    from tinyvgg.shards.store import open_dataset
+    from tinyvgg.training.amp import AMP_DTYPES
+    from tinyvgg.training.devices import find_device
+
+    device = find_device(config.device)
+    trained = read_network(config.checkpoint, device)
+    dataset = open_dataset(config.packed)
+    check_classes(trained, dataset)
+    amp = trained.amp if config.amp == "auto" else config.amp
+    loader = open_loader(
+        dataset,
+        config.split,
+        LoaderConfig(
+            backend=config.backend,
+            batch_size=config.batch_size,
+            shuffle=False,
+            augment=False,
+            drop_last=False,
+            mean=trained.mean,
+            std=trained.std,
+        ),
+        device=device,
+        dtype=AMP_DTYPES[amp],
+    )
+    num_images = dataset.split(config.split).num_images
+    with progress_bars() as open_bar:
+        evaluation = evaluate_network(
+            trained.model,
+            loader,
+            len(dataset.class_names),
+            amp=amp,
+            device=device,
+            advance=open_bar("evaluate", num_images),
+        )
+    out = config.out or config.checkpoint.parent
+    out.mkdir(parents=True, exist_ok=True)
+    write_confusion(evaluation.confusion, dataset.class_names, out / "confusion.csv")
+    plot_confusion(evaluation.confusion, dataset.class_names, out / "confusion.png")
+    print_evaluation(evaluation, dataset.class_names)
+    if config.json:
+        print_json(evaluation.describe(dataset.class_names))
+    if config.min_top1 is not None and evaluation.top1 < config.min_top1:
+        message = f"top-1 {evaluation.top1:.4f}, --min-top1 asks for {config.min_top1:.4f}"
+        print(f"tinyvgg evaluate: {message}; train longer", file=sys.stderr)
+        return 1
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "synth": run_synth,
+    "download": run_download,
+    "pack": run_pack,
+    "verify": run_verify,
+    "inspect": run_inspect,
+    "train": run_train,
+    "evaluate": run_evaluate,
+}
+
+
+def parse_config(
+    config_class: type[Config], command: str, argv: Sequence[str], default: Config | None = None
+) -> Config:
+    """Parse a command's flags into its config; a usage error ends with status 2."""
+    import tyro
+
+    try:
+        return tyro.cli(  # type: ignore[return-value]
+            config_class,
+            prog=f"tinyvgg {command}",
+            args=list(argv),
+            default=default,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except ValueError as error:
+        print(f"tinyvgg {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def parse_train_config(argv: Sequence[str]) -> "TrainConfig":
+    """Parse the flags of `train` over the defaults of --recipe, or of the run under --resume."""
+    import tyro
+
+    from tinyvgg.training.config import RECIPES, TrainConfig
+
+    recipe = find_flag(argv, "--recipe")
+    out = find_flag(argv, "--out")
+    missing: Any = tyro.MISSING
+    default = TrainConfig(missing, missing, **RECIPES.get(recipe or "fast", {}))
+    if "--resume" in argv and out is not None:
+        from pathlib import Path
+
+        from tinyvgg.training.run import read_run_config
+
+        default = replace(read_run_config(Path(out)), packed=missing, out=missing)
+    return parse_config(TrainConfig, "train", argv, default)
+
+
+def find_flag(argv: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag before the flags are parsed, or None."""
+    for position, word in enumerate(argv):
+        if word == flag and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
+@contextmanager
+def train_progress(
+    training: "Training", *, is_main: bool
+) -> Iterator[Callable[["StepReport"], None]]:
+    """Show a bar on stderr and, every `log_every` steps, the reference's line on stdout."""
+    from tinyvgg.reporting.progress import progress_bars
+
+    if not is_main:
+        yield lambda report: None
+        return
+    batch_size = training.loader.batch_size
+    num_done = training.step
+    with progress_bars() as open_bar:
+        advance = open_bar("train", training.num_steps * batch_size)
+        advance(num_done * batch_size)
+
+        def observe(report: "StepReport") -> None:
+            advance(batch_size)
+            if report.loss is not None and report.top1 is not None:
+                print(
+                    f"[{report.epoch + 1}, {report.step:5d}] loss: {report.loss:.3f} "
+                    f"accuracy: {100 * report.top1:.2f}",
+                    flush=True,
+                )
+
+        yield observe
+
+
+def print_epoch(metrics: "EpochMetrics", num_epochs: int) -> None:
+    """Print the line of an epoch, and advice where data was slow."""
+    print(
+        f"epoch {metrics.epoch + 1}/{num_epochs}: "
+        f"train loss {metrics.train_loss:.3f} top-1 {100 * metrics.train_top1:.2f} %, "
+        f"val loss {metrics.val_loss:.3f} top-1 {100 * metrics.val_top1:.2f} % "
+        f"top-5 {100 * metrics.val_top5:.2f} %, {metrics.images_per_sec:,.1f} images/sec, "
+        f"{100 * metrics.data_wait_share:.1f} % waiting for data",
+        flush=True,
+    )
+    if metrics.data_wait_share > SLOW_DATA_SHARE:
+        print(
+            f"{100 * metrics.data_wait_share:.0f} % of the time went into waiting for data: "
+            "put PACKED on a faster disk, or use --backend resident",
+            file=sys.stderr,
+        )
+
+
+def print_evaluation(evaluation: "Evaluation", class_names: Sequence[str]) -> None:
+    """Print every class and the averages, in the reference's words."""
+    for name, top1 in zip(class_names, evaluation.class_top1.tolist(), strict=True):
+        if top1 == top1:  # NaN: no image of that class in the split
+            print("Accuracy of %5s : %2d %%" % (name, 100 * top1))  # noqa: UP031 - its format
+    print(f"Accuracy average: {100 * evaluation.average_top1:.2f} %")
+    print(
+        f"top-1 {100 * evaluation.top1:.2f} %, top-5 {100 * evaluation.top5:.2f} %, "
+        f"loss {evaluation.loss:.4f} on {int(evaluation.confusion.sum()):,} images"
+    )
+
+
+def print_json(document: Any) -> None:
+    """End stdout with one JSON document, on one line."""
+    print(json.dumps(document, sort_keys=True))
+
+
+def render_help() -> str:
+    """Return what `tinyvgg --help` prints."""
+    lines = [f"  {name:<10} {(run.__doc__ or '').strip()}" for name, run in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: tinyvgg COMMAND …    ('tinyvgg COMMAND --help' lists its flags)",
+            "",
+            "TinyImageNet training at the speed of the accelerator, not of the JPEG decoder.",
+            "",
+            "commands, in the order data walks through them:",
+            *lines,
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 data or machine, 2 usage."""
+    command, *rest = sys.argv[1:] if argv is None else argv or ["--help"]
+    if command in ("-h", "--help"):
+        print(render_help())
+        return 0
+    if command == "--version":
+        print(f"tinyvgg {__version__}")
+        return 0
+    if command not in COMMANDS:
+        names = ", ".join(COMMANDS)
+        print(f"tinyvgg: command must be one of {names}, got {command!r}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        return COMMANDS[command](rest)
+    except TinyvggError as error:
+        print(f"tinyvgg {command}: {error}", file=sys.stderr)
+    except ValueError as error:
+        print(f"tinyvgg {command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tinyvgg {command}: {where}{error.strerror}; check disk and rights", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"tinyvgg {command}: interrupted", file=sys.stderr)
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""What `evaluate` can be told. One field, one flag; no torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tinyvgg.loading.config import Backend
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a checkpoint on every image of a split, in eval mode."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """RUN/best.pt or RUN/last.pt."""
+    packed: Annotated[Path, tyro.conf.Positional]
+    """Folder that 'tinyvgg pack' wrote, with the classes the network was trained on."""
+    split: Literal["val", "train"] = "val"
+    """Split to score."""
+    out: Path | None = None
+    """Folder for confusion.csv and confusion.png; the checkpoint's own by default."""
+    min_top1: float | None = None
+    """Exit with status 1 if top-1 (0 to 1) stays under this."""
+    batch_size: int = 256
+    """Images in a batch; the result does not depend on it."""
+    backend: Backend = "auto"
+    """Loader backend: auto, torch (mapped shards) or resident (the split in device memory)."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Autocast type; auto means the one of the training run."""
+    device: str = "auto"
+    """auto takes CUDA or another accelerator where there is one; else cpu, cuda, cuda:1, …"""
+    json: bool = False
+    """End stdout with one JSON document."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be scored."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:
+            raise ValueError(f"min_top1 must be 0 to 1, got {self.min_top1}")

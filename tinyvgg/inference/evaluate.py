@@ -1,0 +1,180 @@
+"""Evaluate: a network and a split to accuracy, loss and a confusion matrix, every image once.
+
+From: `training` (a network, or the checkpoint it wrote) and `loading`.
+To:   the command line, and `reporting`.
+
+K classes. Padding rows are cut off before anything is counted, sums are divided by the global
+count, so the result does not depend on batch size or world size. Always in eval mode.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import nn
+
+from tinyvgg.errors import CheckpointError
+from tinyvgg.loading.batch import BatchLoader
+from tinyvgg.loading.open import channel_triple
+from tinyvgg.model import VGG_Net
+from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.amp import AMP_DTYPES
+from tinyvgg.training.checkpoint import read_checkpoint
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of one pass over a split.
+
+    Attributes:
+        loss: mean cross-entropy, without label smoothing.
+        top1, top5: share of images whose label is the best, among the best five; 0 to 1.
+        confusion: int64 [K, K], images by label (row) and prediction (column).
+    """
+
+    loss: float
+    top1: float
+    top5: float
+    confusion: NDArray[np.int64]
+
+    @property
+    def class_top1(self) -> NDArray[np.float64]:
+        """Top-1 of each class, float64 [K]; NaN for a class without images."""
+        counts = self.confusion.sum(axis=1)
+        hits = np.diagonal(self.confusion)
+        shares = np.full(len(hits), np.nan)
+        np.divide(hits, counts, out=shares, where=counts > 0)
+        return shares
+
+    @property
+    def average_top1(self) -> float:
+        """Mean of the classes' top-1, each class counted once."""
+        return float(np.nanmean(self.class_top1))
+
+    def describe(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return everything but the confusion matrix, ready for JSON (a missing class is null)."""
+        return {
+            "loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+            "average_top1": self.average_top1,
+            "num_images": int(self.confusion.sum()),
+            "class_top1": {
+                name: None if np.isnan(top1) else top1
+                for name, top1 in zip(class_names, self.class_top1.tolist(), strict=True)
+            },
+        }
+
+
+@torch.no_grad()
+def evaluate_network(
+    network: nn.Module,
+    loader: BatchLoader,
+    num_classes: int,
+    *,
+    amp: str,
+    device: torch.device,
+    advance: Callable[[int], Any] = lambda num_images: None,
+) -> Evaluation:
+    """Score a network on one pass of a loader, on all ranks together.
+
+    Args:
+        network: returns (logits [B, K], features); put into eval mode, and back.
+        loader: not shuffled or shuffled, with padding or without: every image counts once.
+        num_classes: K.
+        amp: "off", "bf16" or "fp16".
+        device: of the batches.
+        advance: called with the number of images scored.
+    """
+    was_training = network.training
+    network.eval()
+    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+    top5_hits = torch.zeros((), dtype=torch.int64, device=device)
+    loss_sum = torch.zeros((), dtype=torch.float32, device=device)
+    for batch in loader.epoch(0):
+        with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
+            logits, _ = network(batch.images)
+        logits, labels = logits[: batch.num_valid].float(), batch.labels[: batch.num_valid]
+        loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum")
+        best = logits.topk(min(5, num_classes), dim=1).indices
+        top5_hits += (best == labels[:, None]).sum()
+        confusion += torch.bincount(
+            labels * num_classes + best[:, 0], minlength=num_classes * num_classes
+        )
+        advance(batch.num_valid)
+    network.train(was_training)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for sums in (confusion, top5_hits, loss_sum):
+            torch.distributed.all_reduce(sums)
+    matrix = confusion.view(num_classes, num_classes).cpu().numpy()
+    num_images = int(matrix.sum())
+    return Evaluation(
+        loss=loss_sum.item() / num_images,
+        top1=int(np.trace(matrix)) / num_images,
+        top5=top5_hits.item() / num_images,
+        confusion=matrix,
+    )
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network read from a checkpoint, with what its input and output mean.
+
+    Attributes:
+        model: in eval mode, on the device.
+        class_folders: in label order.
+        mean, std: per channel on the 0-to-1 scale, that its input is normalized with.
+        amp: the precision it was trained in.
+    """
+
+    model: VGG_Net
+    class_folders: list[str]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    amp: str
+
+
+def read_network(path: Path, device: torch.device) -> TrainedNetwork:
+    """Read the network of a checkpoint.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a checkpoint of a network.
+    """
+    checkpoint = read_checkpoint(path, device)
+    try:
+        model = VGG_Net(len(checkpoint["class_folders"]))
+        model.load_state_dict(checkpoint["model"])
+        return TrainedNetwork(
+            model.to(device).eval(),
+            checkpoint["class_folders"],
+            channel_triple(checkpoint["mean"]),
+            channel_triple(checkpoint["std"]),
+            checkpoint["amp"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: holds no VGG_Net ({error}); use another one") from error
+
+
+def check_classes(trained: TrainedNetwork, dataset: PackedDataset) -> None:
+    """Refuse a data set whose classes are not the network's.
+
+    Raises:
+        CheckpointError: they differ in number or name.
+    """
+    found, needed = dataset.class_names, trained.class_folders
+    if len(found) != len(needed):
+        raise CheckpointError(
+            f"manifest has {len(found)} classes, checkpoint was trained on {len(needed)}; "
+            "train again or pass the dataset it was trained on"
+        )
+    for label, (folder, expected) in enumerate(zip(found, needed, strict=True)):
+        if folder != expected:
+            raise CheckpointError(
+                f"class {label} is {folder!r} in the manifest, {expected!r} in the checkpoint; "
+                "train again or pass the dataset it was trained on"
+            )

@@ -1,0 +1,48 @@
+"""Progress: bars on stderr, with images/sec and time left. stdout stays free for results."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class _ImagesPerSec(ProgressColumn):
+    """Images a second, over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} images/sec", style="cyan")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Yield a function that opens a bar: (title, images) -> advance(images)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _ImagesPerSec(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def open_bar(title: str, num_images: int) -> Callable[[int], None]:
+            task = progress.add_task(title, total=num_images, note="")
+
+            def advance(num_done: int, note: str = "") -> None:
+                progress.update(task, advance=num_done, note=note)
+
+            return advance
+
+        yield open_bar

@@ -1,0 +1,99 @@
+"""Tables: what a packed folder holds, as data and for the terminal.
+
+From: `shards` (an opened data set) and `inference` (a confusion matrix).
+To:   `tinyvgg inspect` and `evaluate`: JSON, rich tables, CSV.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from tinyvgg.shards.manifest import SPLITS
+from tinyvgg.shards.store import PackedDataset
+
+
+def describe_dataset(dataset: PackedDataset) -> dict[str, Any]:
+    """Return counts, sizes and statistics of a data set, ready for JSON."""
+    manifest = dataset.manifest
+    counts = {
+        name: np.bincount(dataset.split(name).labels, minlength=len(manifest.classes)).tolist()
+        for name in SPLITS
+    }
+    splits = {}
+    for name in SPLITS:
+        record = manifest.split(name)
+        splits[name] = {
+            "num_images": record.num_images,
+            "num_shards": len(record.shards),
+            "num_bytes": sum(shard.image_bytes + shard.label_bytes for shard in record.shards),
+            "mean": record.mean,
+            "std": record.std,
+            "skipped": [skipped.model_dump() for skipped in record.skipped],
+        }
+    return {
+        "packed": str(dataset.folder),
+        "manifest_sha256": dataset.manifest_sha256,
+        "image": manifest.image.model_dump(),
+        "splits": splits,
+        "classes": [
+            {
+                "label": label,
+                "folder": record.folder,
+                "words": record.words,
+                **{name: counts[name][label] for name in SPLITS},
+            }
+            for label, record in enumerate(manifest.classes)
+        ],
+    }
+
+
+def render_description(description: dict[str, Any]) -> list[Table]:
+    """Return the tables that `tinyvgg inspect` prints."""
+    image = description["image"]
+    size = f"{image['width']}x{image['height']} {image['dtype']} RGB"
+    splits = Table(title=f"{description['packed']}: {size}")
+    for column in ("split", "images", "shards", "MiB", "mean", "std", "skipped"):
+        splits.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in description["splits"].items():
+        mean, std = (" ".join(f"{value:.4f}" for value in split[key]) for key in ("mean", "std"))
+        splits.add_row(
+            name,
+            f"{split['num_images']:,}",
+            f"{split['num_shards']:,}",
+            f"{split['num_bytes'] / 2**20:,.1f}",
+            mean,
+            std,
+            f"{len(split['skipped']):,}",
+        )
+    classes = Table(title=f"{len(description['classes']):,} classes")
+    for column in ("label", "class folder", "words", "train", "val"):
+        classes.add_column(column, justify="right" if column in ("train", "val") else "left")
+    for record in description["classes"]:
+        classes.add_row(
+            str(record["label"]),
+            record["folder"],
+            record["words"],
+            f"{record['train']:,}",
+            f"{record['val']:,}",
+        )
+    return [splits, classes]
+
+
+def write_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], path: Path) -> None:
+    """Write a confusion matrix as CSV: a line for each label, a column for each prediction.
+
+    Args:
+        confusion: int64 [K, K].
+        class_names: K names.
+        path: of the CSV.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", *class_names])
+        for name, row in zip(class_names, confusion.tolist(), strict=True):
+            writer.writerow([name, *row])

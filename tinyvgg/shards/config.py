@@ -1,0 +1,27 @@
+"""What `verify` and `inspect` can be told. One field, one flag; no heavy imports."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Compare every byte of a packed folder with its manifest."""
+
+    packed: Annotated[Path, tyro.conf.Positional]
+    """Folder that 'tinyvgg pack' wrote."""
+    json: bool = False
+    """End stdout with one JSON document."""
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Show classes, counts, sizes and statistics of a packed folder."""
+
+    packed: Annotated[Path, tyro.conf.Positional]
+    """Folder that 'tinyvgg pack' wrote."""
+    json: bool = False
+    """End stdout with one JSON document."""

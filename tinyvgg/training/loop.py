@@ -1,0 +1,193 @@
+"""The loop: epochs of steps, checkpoints, and the numbers that say where the time goes.
+
+From: `loading` (batches), `model`, a recipe.
+To:   the wiring, which evaluates after each epoch and hands the figures back; a `RunFolder`.
+
+The loop does not know how to evaluate: `train` yields after each epoch, so the whole product
+stays one visible loop in `cli.py`. Loss and hits stay on the device; they are read every
+`log_every` steps and at the end of an epoch.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch.distributed
+
+from tinyvgg.training.run import EpochMetrics, RunFolder
+from tinyvgg.training.state import Training
+from tinyvgg.training.step import Meter, learning_rate_at
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where the loop stands after a step; loss and top-1 only every `log_every` steps.
+
+    Attributes:
+        epoch: from 0.
+        step: of the epoch, from 1.
+        steps_per_epoch: of a full epoch.
+        images_per_sec: over all devices, in this epoch and call.
+        data_wait_share: of the time, spent waiting for a batch, 0 to 1.
+        loss: mean over the steps since the last reading, or None.
+        top1: likewise, 0 to 1.
+    """
+
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    images_per_sec: float
+    data_wait_share: float
+    loss: float | None = None
+    top1: float | None = None
+
+
+def train(
+    training: Training, run: RunFolder | None, observe: Callable[[StepReport], None]
+) -> Iterator[EpochMetrics]:
+    """Train until the recipe's last epoch; yield after each one.
+
+    The caller evaluates and passes the result to `finish_epoch`. Stopped between two steps, by
+    Ctrl-C or `limit_steps`, the run is saved first.
+
+    Args:
+        training: the run; changed in place.
+        run: where to save it when it is stopped; None on ranks other than 0.
+        observe: called after each step.
+    """
+    config = training.config
+    limit = min(training.num_steps, config.limit_steps or training.num_steps)
+    try:
+        while training.step < limit:
+            metrics = _train_epoch(training, limit, observe)
+            if metrics is None:
+                break
+            yield metrics
+    except KeyboardInterrupt:
+        if run is not None:
+            run.write_last(training.checkpoint())
+        raise
+    if run is not None and training.epoch_meter.num_images:  # stopped inside an epoch
+        run.write_last(training.checkpoint())
+
+
+def finish_epoch(training: Training, run: RunFolder, metrics: EpochMetrics) -> None:
+    """Record an evaluated epoch: history, last.pt, and best.pt if it is the best so far."""
+    training.history.append(metrics)
+    is_best = metrics.val_top1 > training.best_top1
+    if is_best:
+        training.best_top1 = metrics.val_top1
+        run.write_best(training.checkpoint(weights_only=True))
+    run.write_last(training.checkpoint())
+    run.write_metrics(training.history)
+
+
+def _train_epoch(
+    training: Training, limit: int, observe: Callable[[StepReport], None]
+) -> EpochMetrics | None:
+    """Train what is left of the current epoch; None if `limit` came first."""
+    config, loader = training.config, training.loader
+    training.network.train()
+    epoch = loader.state.epoch
+    clock = _Clock(loader.batch_size)
+    window = Meter.on(training.device)
+    learning_rate = 0.0
+    batches = iter(loader)
+    while training.step < limit:
+        with clock.waiting():
+            batch = next(batches, None)
+        if batch is None:
+            break
+        learning_rate = learning_rate_at(config, training.step, training.num_steps)
+        loss, hits = training.take_step(batch, learning_rate)
+        window.add(loss, hits, batch.num_valid)
+        training.step += 1
+        clock.count()
+        loss_read = top1_read = None
+        if training.step % config.log_every == 0:
+            loss_read, top1_read = window.read()
+            _move_meter(window, training.epoch_meter)
+        step_in_epoch = (training.step - 1) % len(loader) + 1
+        observe(
+            StepReport(
+                epoch,
+                step_in_epoch,
+                len(loader),
+                clock.images_per_sec(),
+                clock.wait_share(),
+                loss_read,
+                top1_read,
+            )
+        )
+    _move_meter(window, training.epoch_meter)
+    training.elapsed_sec += clock.elapsed_sec()
+    if loader.state.epoch == epoch:
+        return None
+    train_loss, train_top1 = _read_over_ranks(training.epoch_meter)
+    training.epoch_meter = Meter.on(training.device)
+    return EpochMetrics(
+        epoch=epoch,
+        step=training.step,
+        learning_rate=learning_rate,
+        train_loss=train_loss,
+        train_top1=train_top1,
+        val_loss=float("nan"),
+        val_top1=float("nan"),
+        val_top5=float("nan"),
+        images_per_sec=clock.images_per_sec(),
+        data_wait_share=clock.wait_share(),
+        elapsed_sec=training.elapsed_sec,
+    )
+
+
+def _move_meter(source: Meter, target: Meter) -> None:
+    target.sums += source.sums
+    target.num_images += source.num_images
+    source.sums.zero_()
+    source.num_images = 0
+
+
+def _read_over_ranks(meter: Meter) -> tuple[float, float]:
+    """Return mean loss and top-1 over all ranks, which took the same number of images each."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(meter.sums)
+        meter.sums /= torch.distributed.get_world_size()
+    return meter.read()
+
+
+class _Clock:
+    """Images per second and the share of time spent waiting for data."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.started = time.perf_counter()
+        self.wait_sec = 0.0
+        self.num_steps = 0
+
+    def waiting(self) -> "_Waiting":
+        return _Waiting(self)
+
+    def count(self) -> None:
+        self.num_steps += 1
+
+    def elapsed_sec(self) -> float:
+        return time.perf_counter() - self.started
+
+    def images_per_sec(self) -> float:
+        return self.num_steps * self.batch_size / self.elapsed_sec()
+
+    def wait_share(self) -> float:
+        return self.wait_sec / self.elapsed_sec()
+
+
+class _Waiting:
+    """Adds the time of a `with` block to a clock's waiting time."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.wait_sec += time.perf_counter() - self.started

@@ -1,0 +1,131 @@
+"""A run folder: what one training run leaves behind.
+
+    config.json     the resolved recipe, what was probed, the data set, versions
+    metrics.jsonl   one JSON object an epoch; metrics.csv the same as a table
+    last.pt         goes on with the run; best.pt the weights with the best validation top-1
+
+From: `loop`, after each epoch and when it is stopped.
+To:   `train --resume`, `evaluate`, and whoever plots.
+
+Every file is replaced by rename. Metrics are written from the history in the checkpoint, so a
+resumed run never lists an epoch twice.
+"""
+
+import csv
+import io
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from tinyvgg import __version__
+from tinyvgg.durable import replace_file
+from tinyvgg.errors import CheckpointError
+from tinyvgg.training.checkpoint import read_checkpoint, write_checkpoint
+from tinyvgg.training.config import TrainConfig
+
+# where the run is, and what belongs to one call of the command rather than to the run
+CALL_FIELDS = ("packed", "out", "resume", "limit_steps", "json")
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One line of metrics.jsonl. Losses are means over images; top-1 and shares are 0 to 1."""
+
+    epoch: int
+    step: int
+    learning_rate: float
+    train_loss: float
+    train_top1: float
+    val_loss: float
+    val_top1: float
+    val_top5: float
+    images_per_sec: float
+    data_wait_share: float
+    elapsed_sec: float
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that goes on."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation top-1."""
+        return self.path / "best.pt"
+
+    def create(self) -> None:
+        """Make a new run folder.
+
+        Raises:
+            CheckpointError: it holds a run already.
+        """
+        if self.path.exists() and any(self.path.iterdir()):
+            raise CheckpointError(
+                f"{self.path}: exists already; pass --resume to go on with it, or another --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
+        """Write config.json: every setting, what `auto` meant, and versions."""
+        settings = {k: v for k, v in asdict(config).items() if k not in CALL_FIELDS}
+        versions = {
+            "tinyvgg": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        document = {"config": settings, "resolved": resolved, "versions": versions}
+        data = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+        replace_file(self.path / "config.json", lambda file: file.write(data))
+
+    def write_metrics(self, history: list[EpochMetrics]) -> None:
+        """Write metrics.jsonl and metrics.csv from the whole history."""
+        lines = "".join(json.dumps(asdict(metrics)) + "\n" for metrics in history)
+        replace_file(self.path / "metrics.jsonl", lambda file: file.write(lines.encode()))
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(EpochMetrics.__dataclass_fields__))
+        writer.writeheader()
+        writer.writerows(asdict(metrics) for metrics in history)
+        replace_file(self.path / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
+
+    def write_last(self, checkpoint: dict[str, Any]) -> None:
+        """Replace last.pt."""
+        write_checkpoint(self.last, checkpoint)
+
+    def write_best(self, checkpoint: dict[str, Any]) -> None:
+        """Replace best.pt."""
+        write_checkpoint(self.best, checkpoint)
+
+    def read_last(self, device: torch.device) -> dict[str, Any]:
+        """Read last.pt. Raises: CheckpointError."""
+        return read_checkpoint(self.last, device)
+
+
+def read_run_config(folder: Path) -> TrainConfig:
+    """Return the settings a run was started with, for --resume; amp as it was resolved.
+
+    Raises:
+        CheckpointError: no run there, or its config.json is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        document = json.loads(path.read_bytes())
+        fields = {**document["config"], "amp": document["resolved"]["amp"]}
+        return TypeAdapter(TrainConfig).validate_python({**fields, "packed": folder, "out": folder})
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder}: no run to go on with; start one without --resume"
+        ) from error
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}); start anew") from error

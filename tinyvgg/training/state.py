@@ -1,0 +1,183 @@
+"""State: a run between two steps, as objects and as a checkpoint.
+
+From: a recipe, an opened data set and a device.
+To:   `loop`, which moves it from step to step; `run`, which keeps its checkpoints.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinyvgg.errors import CheckpointError
+from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.open import Loader, open_loader
+from tinyvgg.model import VGG_Net, check_image_size, initialize_he
+from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.amp import AMP_DTYPES, probe_amp
+from tinyvgg.training.config import REFERENCE_MEAN, REFERENCE_STD, TrainConfig
+from tinyvgg.training.run import EpochMetrics, RunFolder
+from tinyvgg.training.step import Meter, TrainStep, build_optimizer
+
+
+@dataclass
+class Training:
+    """Everything of a run that changes from step to step, and goes into a checkpoint."""
+
+    config: TrainConfig
+    dataset: PackedDataset
+    loader: Loader
+    model: VGG_Net
+    network: nn.Module
+    amp: str
+    device: torch.device
+    compiled: bool
+    step: int = 0
+    best_top1: float = -1.0
+    history: list[EpochMetrics] = field(default_factory=list)
+    elapsed_sec: float = 0.0
+    take_step: TrainStep = field(init=False)
+    epoch_meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Build optimizer and step."""
+        optimizer = build_optimizer(self.network, self.config)
+        self.take_step = TrainStep(
+            self.network, optimizer, self.config, self.amp, self.device, self.compiled
+        )
+        self.epoch_meter = Meter.on(self.device)
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """Type of the images the network is fed with."""
+        return AMP_DTYPES[self.amp]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * len(self.loader)
+
+    def checkpoint(self, *, weights_only: bool = False) -> dict[str, Any]:
+        """Return what `evaluate` needs, and what `--resume` needs unless `weights_only`."""
+        normalization = self.loader.normalization
+        state: dict[str, Any] = {
+            "arch": "VGG_Net",
+            "model": self.model.state_dict(),
+            "class_folders": self.dataset.class_names,
+            "class_words": [record.words for record in self.dataset.manifest.classes],
+            "mean": list(normalization.mean),
+            "std": list(normalization.std),
+            "manifest_sha256": self.dataset.manifest_sha256,
+            "amp": self.amp,
+            "step": self.step,
+            "history": [asdict(metrics) for metrics in self.history],
+        }
+        if weights_only:
+            return state
+        is_cuda = self.device.type == "cuda"
+        return {
+            **state,
+            "optimizer": self.take_step.optimizer.state_dict(),
+            "scaler": self.take_step.scaler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "best_top1": self.best_top1,
+            "elapsed_sec": self.elapsed_sec,
+            "meter": {"sums": self.epoch_meter.sums, "num_images": self.epoch_meter.num_images},
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if is_cuda else None,
+        }
+
+    def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on where `checkpoint` was taken.
+
+        Raises:
+            CheckpointError: it holds no state to go on with.
+            ShardError: it was taken on another data set.
+        """
+        try:
+            self.loader.load_state_dict(checkpoint["loader"])
+            self.model.load_state_dict(checkpoint["model"])
+            self.take_step.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.take_step.scaler.load_state_dict(checkpoint["scaler"])
+            self.step = checkpoint["step"]
+            self.best_top1 = checkpoint["best_top1"]
+            self.elapsed_sec = checkpoint["elapsed_sec"]
+            self.history = [EpochMetrics(**fields) for fields in checkpoint["history"]]
+            self.epoch_meter = Meter(**checkpoint["meter"])
+            torch.set_rng_state(checkpoint["rng"].cpu())
+            if self.device.type == "cuda" and checkpoint["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(checkpoint["cuda_rng"].cpu(), self.device)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"last.pt: of another network or recipe ({error}); start anew"
+            ) from error
+
+
+def build_model(config: TrainConfig, num_classes: int) -> VGG_Net:
+    """Return the network of a recipe, seeded."""
+    torch.manual_seed(config.seed)
+    model = VGG_Net(num_classes, dropout=config.dropout)
+    if config.init == "he":
+        initialize_he(model)
+    return model
+
+
+def open_training(
+    config: TrainConfig, dataset: PackedDataset, device: torch.device, rank: int
+) -> Training:
+    """Build a run, or read the one in `config.out` under `config.resume`.
+
+    Every rank builds the same weights from the seed; rank 0 alone writes the run folder.
+
+    Args:
+        config: the recipe.
+        dataset: to train on.
+        device: of this process.
+        rank: of this process.
+
+    Raises:
+        CheckpointError: the run folder is taken, or cannot be gone on with.
+        ShardError: the run was started on another data set.
+        ValueError: the images are not of a size that the network takes.
+    """
+    image = dataset.manifest.image
+    check_image_size(image.height, image.width)
+    run = RunFolder(config.out)
+    checkpoint = run.read_last(device) if config.resume else None
+    if rank == 0 and checkpoint is None:
+        run.create()
+    amp = probe_amp(device) if config.amp == "auto" else config.amp
+    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    is_reference = config.statistics == "reference"
+    loader_config = LoaderConfig(
+        backend=config.backend,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        mean=REFERENCE_MEAN if is_reference else None,
+        std=REFERENCE_STD if is_reference else None,
+    )
+    dtype = AMP_DTYPES[amp]
+    loader = open_loader(dataset, "train", loader_config, device=device, dtype=dtype)
+    model = build_model(config, len(dataset.class_names)).to(device)
+    network: nn.Module = model
+    if loader.world_size > 1:
+        network = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    training = Training(config, dataset, loader, model, network, amp, device, compiled)
+    if checkpoint is not None:
+        training.load_checkpoint(checkpoint)
+    elif rank == 0:
+        run.write_config(
+            config,
+            {
+                "amp": amp,
+                "compiled": compiled,
+                "backend": loader.backend,
+                "device": str(device),
+                "num_classes": len(dataset.class_names),
+                "num_steps": training.num_steps,
+                "manifest_sha256": dataset.manifest_sha256,
+            },
+        )
+    return training

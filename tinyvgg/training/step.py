@@ -1,0 +1,137 @@
+"""The step: one batch in, one optimizer update out, nothing read back from the device.
+
+From: `loop`, which hands over a batch.
+To:   the weights, and a `Meter` on the device that `loop` reads now and then.
+
+B images, K classes. The learning rate is a function of the step number alone, so a resumed run
+needs no scheduler state.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tinyvgg.loading.batch import Batch
+from tinyvgg.training.amp import AMP_DTYPES
+from tinyvgg.training.config import TrainConfig
+
+
+def learning_rate_at(config: TrainConfig, step: int, num_steps: int) -> float:
+    """Return the learning rate of a step.
+
+    Args:
+        config: peak, warm-up and decay.
+        step: from 0.
+        num_steps: of the whole run.
+    """
+    num_warmup = round(config.warmup * num_steps)
+    if step < num_warmup:
+        return config.learning_rate * (step + 1) / num_warmup
+    if config.decay == "none":
+        return config.learning_rate
+    return config.learning_rate * (num_steps - step) / max(1, num_steps - num_warmup)
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe, fused; only weights decay, not biases."""
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    weights = [p for p in model.parameters() if p.dim() >= 2]
+    biases = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": biases, "weight_decay": 0.0},
+    ]
+    # beta2 0.99: short runs have too few steps for the default 0.999 to settle
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+@dataclass
+class Meter:
+    """Sums of a run of steps, on the device.
+
+    Attributes:
+        sums: float64 on a CPU, float32 elsewhere, [2]: loss times images, and hits.
+        num_images: that went into them.
+    """
+
+    sums: Tensor
+    num_images: int = 0
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Meter":
+        """Return an empty meter."""
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        return cls(torch.zeros(2, dtype=dtype, device=device))
+
+    def add(self, loss: Tensor, hits: Tensor, num_images: int) -> None:
+        """Add a step without waiting for it."""
+        self.sums += torch.stack([loss.detach() * num_images, hits])
+        self.num_images += num_images
+
+    def read(self) -> tuple[float, float]:
+        """Return mean loss and top-1 so far; waits for the device."""
+        loss, hits = self.sums.tolist()
+        count = max(1, self.num_images)
+        return loss / count, hits / count
+
+
+@dataclass
+class TrainStep:
+    """Forward, backward and update of one batch.
+
+    Args:
+        network: VGG_Net, or that in DistributedDataParallel.
+        optimizer: of its parameters.
+        config: the recipe.
+        amp: "off", "bf16" or "fp16", resolved.
+        device: of the batches.
+        compiled: whether forward and loss go through torch.compile.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    amp: str
+    device: torch.device
+    compiled: bool
+    scaler: torch.amp.GradScaler = field(init=False)
+    compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prepare the scaler (used by fp16 only) and compile."""
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+        self.compute = self.compute_loss
+        if self.compiled:
+            self.compute = torch.compile(self.compute_loss, fullgraph=True, dynamic=False)
+
+    def compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean cross-entropy and hits of a batch, float32 scalars on the device.
+
+        Args:
+            images: floating [B, 3, H, W], channels-last.
+            labels: int64 [B].
+        """
+        with torch.autocast(self.device.type, AMP_DTYPES[self.amp], enabled=self.amp != "off"):
+            logits, _ = self.network(images)
+        logits = logits.float()
+        loss = nn.functional.cross_entropy(
+            logits, labels, label_smoothing=self.config.label_smoothing
+        )
+        return loss, (logits.argmax(1) == labels).sum().float()
+
+    def __call__(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """Update the weights with one batch; return its loss and hits, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss, hits = self.compute(batch.images, batch.labels)
+        torch.autograd.backward(self.scaler.scale(loss))
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, hits
