@@ -1,0 +1,125 @@
+"""Fixtures that carry the suite: class folders of JPEGs, a packed dataset whose pixels are known.
+
+Tests marked `real` need TinyImageNet images: a folder or zip in the environment variable
+TINYVGG_DATA. Tests marked `gpu` need a CUDA device. Both say so when they are skipped.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinyvgg.shards.manifest import (
+    BLOCK_ROWS,
+    ClassRecord,
+    ImageFormat,
+    Manifest,
+    SplitRecord,
+    Splits,
+)
+from tinyvgg.shards.store import PackedDataset, open_dataset, write_manifest, write_shard
+
+CLASS_FOLDERS = ("apple", "bear", "car")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run."""
+    for item in items:
+        if item.get_closest_marker("real") and "TINYVGG_DATA" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="NOT RUN: TINYVGG_DATA names no real images"))
+        if item.get_closest_marker("gpu"):
+            import torch
+
+            if not torch.cuda.is_available():
+                reason = f"NOT RUN: no CUDA device (torch {torch.__version__})"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """Folder per class: 3 classes, 4 train and 2 val JPEGs each, all different."""
+    root = tmp_path / "images"
+    for split, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(CLASS_FOLDERS):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                key = [split == "val", label, number]
+                pixels = np.random.default_rng(key).integers(0, 256, (8, 8, 3), np.uint8)
+                image = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
+                image.save(folder / f"{name}_{number}.JPEG", quality=90)
+    return root
+
+
+def known_images(num_images: int, height: int = 64, width: int = 64) -> np.ndarray:
+    """Return uint8 [n, H, W, 3] noise in which pixel [0, 0] of image i encodes i."""
+    images = np.random.default_rng(num_images).integers(0, 256, (num_images, height, width, 3))
+    images = images.astype(np.uint8)
+    numbers = np.arange(num_images)
+    images[:, 0, 0] = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=1)
+    return images
+
+
+def write_packed(
+    folder: Path,
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    val: np.ndarray,
+    val_labels: np.ndarray,
+    shard_size: int = 10,
+    mean: tuple[float, ...] = (0.48, 0.45, 0.4),
+    std: tuple[float, ...] = (0.28, 0.27, 0.29),
+) -> Path:
+    """Write a packed folder from arrays, uint8 [n, H, W, 3] and int64 [n]; no JPEG is involved."""
+    folder.mkdir(parents=True)
+    records = {}
+    for split, images, labels in (("train", train, train_labels), ("val", val, val_labels)):
+        shards = []
+        for index, first in enumerate(range(0, len(images), shard_size)):
+            part = images[first : first + shard_size]
+            blocks = [part[start : start + BLOCK_ROWS] for start in range(0, len(part), BLOCK_ROWS)]
+            shards.append(
+                write_shard(
+                    folder,
+                    split,
+                    index,
+                    images.shape[1:],
+                    blocks,
+                    labels[first : first + shard_size].astype(np.int64),
+                )
+            )
+        records[split] = SplitRecord(
+            num_images=len(images), mean=list(mean), std=list(std), shards=shards, skipped=[]
+        )
+    num_classes = int(max(train_labels.max(), val_labels.max())) + 1
+    classes = [ClassRecord(folder=f"class{k:03d}", words=f"words {k}") for k in range(num_classes)]
+    image = ImageFormat(height=train.shape[1], width=train.shape[2])
+    write_manifest(folder, Manifest(image=image, classes=classes, splits=Splits(**records)))
+    return folder
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> PackedDataset:
+    """33 train images in shards of 10 and 7 val images, 3 classes; label = id mod 3."""
+    train, val = known_images(33), known_images(7)
+    folder = write_packed(tmp_path / "packed", train, np.arange(33) % 3, val, np.arange(7) % 3)
+    return open_dataset(folder)
+
+
+@pytest.fixture
+def pack_arrays(tmp_path: Path) -> Callable[..., PackedDataset]:
+    """Return write_packed + open_dataset under tmp_path; the first argument is a name."""
+
+    def pack(name: str, *arrays: np.ndarray, **kwargs: object) -> PackedDataset:
+        return open_dataset(write_packed(tmp_path / name, *arrays, **kwargs))  # type: ignore[arg-type]
+
+    return pack
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder or zip of real TinyImageNet images."""
+    return Path(os.environ["TINYVGG_DATA"])
