@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyvgg.model import VGG_Net
+from tinyvgg.model import VGG_Net, check_image_size, initialize_he
 
 GOLDEN = json.loads((Path(__file__).parent / "vgg_net_golden.json").read_text())
 
@@ -61,3 +61,47 @@ def test_logits_features_and_gradients_equal_the_golden_values_in_float64() -> N
     for parameter, norm in zip(model.parameters(), norms, strict=True):
         assert parameter.grad is not None
         assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-8)
+
+
+@pytest.mark.parametrize("pixels", [48, 64, 95])
+def test_legal_sizes_give_logits_and_features(pixels: int) -> None:
+    logits, features = VGG_Net(7).eval()(torch.zeros(1, 3, pixels, pixels))
+
+    assert logits.shape == (1, 7)
+    assert features.shape == (1, 512, pixels // 16, pixels // 16)
+
+
+@pytest.mark.parametrize("pixels", [47, 96])
+def test_other_sizes_are_refused_with_the_remedy(pixels: int) -> None:
+    with pytest.raises(ValueError, match="48 to 95; pack again with --resize 64"):
+        check_image_size(pixels, pixels)
+
+
+def test_he_initialization_keeps_the_signal_through_ten_layers() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 48, 48)
+    default, he = VGG_Net(10).eval(), VGG_Net(10).eval()
+    initialize_he(he)
+
+    sizes = [model(images)[1].square().mean().sqrt().item() for model in (default, he)]
+
+    assert sizes[0] < 0.05  # 0.4 times a layer
+    assert 0.3 < sizes[1] < 3
+    assert he.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_channels_last_forward_equals_contiguous_float32(dtype: torch.dtype, bound: float) -> None:
+    torch.manual_seed(0)
+    model = VGG_Net(10).eval()
+    initialize_he(model)
+    plain = VGG_Net(10).eval().to(memory_format=torch.contiguous_format)
+    plain.load_state_dict(model.state_dict())
+    images = torch.randn(4, 3, 64, 64)
+
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found, _ = model(images.contiguous(memory_format=torch.channels_last))
+    with torch.no_grad():
+        expected, _ = plain(images)
+
+    assert relative_error(found.float(), expected) < bound

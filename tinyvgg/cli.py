@@ -402,6 +402,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"tinyvgg {command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, `head` say, had enough
+        sys.stderr.close()
+        return 1
     except OSError as error:
         if error.errno is None:
             raise

@@ -13,9 +13,9 @@ from tinyvgg.loading.config import Backend
 class EvaluateConfig:
     """Score a checkpoint on every image of a split, in eval mode."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """RUN/best.pt or RUN/last.pt."""
-    packed: Annotated[Path, tyro.conf.Positional]
+    packed: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKED")]
     """Folder that 'tinyvgg pack' wrote, with the classes the network was trained on."""
     split: Literal["val", "train"] = "val"
     """Split to score."""

@@ -15,7 +15,7 @@ TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 class SynthConfig:
     """Make a small seeded set of class folders with JPEG images that can be learned."""
 
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to create; the Stanford layout is written into it."""
     train_per_class: int = 200
     """Training images in each of the 10 classes."""
@@ -37,7 +37,7 @@ class SynthConfig:
 class DownloadConfig:
     """Fetch the public TinyImageNet zip; a cut download goes on where it stopped."""
 
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The zip file to write; a folder means OUT/tiny-imagenet-200.zip."""
     url: str = TINY_IMAGENET_URL
     """Where to fetch it from; a mirror must serve the same bytes."""
@@ -47,9 +47,9 @@ class DownloadConfig:
 class PackConfig:
     """Decode every image once, into uint8 numpy shards."""
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder or .zip with train/ and val/: the Stanford or the folder-per-class layout."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to create; written as OUT.partial and renamed when it is complete."""
     shard_size: int = 5000
     """Images in a shard."""

@@ -11,7 +11,7 @@ import tyro
 class VerifyConfig:
     """Compare every byte of a packed folder with its manifest."""
 
-    packed: Annotated[Path, tyro.conf.Positional]
+    packed: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKED")]
     """Folder that 'tinyvgg pack' wrote."""
     json: bool = False
     """End stdout with one JSON document."""
@@ -21,7 +21,7 @@ class VerifyConfig:
 class InspectConfig:
     """Show classes, counts, sizes and statistics of a packed folder."""
 
-    packed: Annotated[Path, tyro.conf.Positional]
+    packed: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKED")]
     """Folder that 'tinyvgg pack' wrote."""
     json: bool = False
     """End stdout with one JSON document."""

@@ -23,7 +23,7 @@ REFERENCE_STD = (0.2302, 0.2265, 0.2262)
 class TrainConfig:
     """Train VGG_Net on a packed data set."""
 
-    packed: Annotated[Path, tyro.conf.Positional]
+    packed: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKED")]
     """Folder that 'tinyvgg pack' wrote."""
     out: Path
     """Run folder to create, or to go on with under --resume."""

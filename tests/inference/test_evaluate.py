@@ -1,0 +1,114 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tinyvgg.errors import CheckpointError
+from tinyvgg.inference.evaluate import Evaluation, check_classes, evaluate_network, read_network
+from tinyvgg.loading import LoaderConfig, open_loader
+from tinyvgg.model import VGG_Net
+from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.checkpoint import write_checkpoint
+
+CPU = torch.device("cpu")
+
+
+class PixelNetwork(nn.Module):
+    """Logits that are a fixed function of the first pixels, so that any program can redo them."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [B, 7] and no features."""
+        return images[:, 0, 0, :7].contiguous(), images
+
+
+@pytest.fixture
+def dataset(pack_arrays: Callable[..., PackedDataset]) -> PackedDataset:
+    """53 val images of 7 classes."""
+    images = np.random.default_rng(5).integers(0, 256, (53, 48, 48, 3)).astype(np.uint8)
+    labels = np.random.default_rng(6).integers(0, 7, 53)
+    labels[:7] = np.arange(7)
+    return pack_arrays("seven", images, labels, images, labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 53, 64])
+def test_every_image_counts_once_whatever_the_batch_size(
+    dataset: PackedDataset, batch_size: int
+) -> None:
+    loader = open_loader(dataset, "val", LoaderConfig(batch_size=batch_size))
+    images = dataset.val.read_images(np.arange(53)).astype(np.float64)
+    mean, std = dataset.manifest.splits.train.mean[0], dataset.manifest.splits.train.std[0]
+    logits = (images[:, 0, :7, 0] / 255 - mean) / std
+    labels = dataset.val.labels
+    log_softmax = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    ranks = (logits > logits[np.arange(53), labels][:, None]).sum(axis=1)
+
+    found = evaluate_network(PixelNetwork(), loader, 7, amp="off", device=CPU)
+
+    assert found.loss == pytest.approx(-log_softmax[np.arange(53), labels].mean(), rel=1e-5)
+    assert found.top1 == (logits.argmax(axis=1) == labels).mean()
+    assert found.top5 == pytest.approx((ranks < 5).mean(), abs=1e-12)
+    expected = np.zeros((7, 7), np.int64)
+    np.add.at(expected, (labels, logits.argmax(axis=1)), 1)
+    assert np.array_equal(found.confusion, expected)
+
+
+def test_the_network_is_scored_in_eval_mode_and_put_back(dataset: PackedDataset) -> None:
+    modes: list[bool] = []
+    network = PixelNetwork().train()
+    network.register_forward_hook(lambda module, *_: modes.append(module.training))
+    loader = open_loader(dataset, "val", LoaderConfig(batch_size=32))
+
+    evaluate_network(network, loader, 7, amp="off", device=CPU)
+
+    assert modes == [False, False]
+    assert network.training
+
+
+def test_a_class_without_images_does_not_enter_the_average() -> None:
+    confusion = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 2]])
+    evaluation = Evaluation(loss=1.0, top1=5 / 6, top5=1.0, confusion=confusion)
+
+    assert evaluation.class_top1.tolist()[::2] == [0.75, 1.0]
+    assert evaluation.average_top1 == 0.875
+    assert evaluation.describe(["a", "b", "c"])["class_top1"] == {"a": 0.75, "b": None, "c": 1.0}
+
+
+def write_network(path: Path, class_folders: list[str]) -> VGG_Net:
+    model = VGG_Net(len(class_folders))
+    fields = {"mean": [0.5] * 3, "std": [0.25] * 3, "amp": "off"}
+    write_checkpoint(path, {"model": model.state_dict(), "class_folders": class_folders, **fields})
+    return model
+
+
+def test_a_network_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
+    model = write_network(tmp_path / "best.pt", ["a", "b"])
+
+    trained = read_network(tmp_path / "best.pt", CPU)
+
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(trained.model(images)[0], model.eval()(images)[0])
+    assert (trained.mean, trained.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_another_number_of_classes_is_refused(tmp_path: Path, packed: PackedDataset) -> None:
+    write_network(tmp_path / "best.pt", ["a", "b"])
+
+    with pytest.raises(CheckpointError, match="3 classes, checkpoint was trained on 2"):
+        check_classes(read_network(tmp_path / "best.pt", CPU), packed)
+
+
+def test_other_class_names_are_refused(tmp_path: Path, packed: PackedDataset) -> None:
+    write_network(tmp_path / "best.pt", ["class000", "x", "class002"])
+
+    with pytest.raises(CheckpointError, match="class 1 is 'class001' in the manifest, 'x'"):
+        check_classes(read_network(tmp_path / "best.pt", CPU), packed)
+
+
+def test_a_checkpoint_without_a_network_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "odd.pt", {"step": 1})
+
+    with pytest.raises(CheckpointError, match=r"odd\.pt: holds no VGG_Net"):
+        read_network(tmp_path / "odd.pt", CPU)

@@ -1,0 +1,121 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from tinyvgg.loading.batch import Batch
+from tinyvgg.model import VGG_Net
+from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.state import build_model
+from tinyvgg.training.step import Meter, TrainStep, build_optimizer, learning_rate_at
+
+CPU = torch.device("cpu")
+
+
+def random_batch(num_images: int, num_classes: int = 100, pixels: int = 48) -> Batch:
+    generator = torch.Generator().manual_seed(num_images)
+    images = torch.randn(num_images, 3, pixels, pixels, generator=generator)
+    labels = torch.randint(num_classes, (num_images,), generator=generator)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return Batch(images, labels, torch.arange(num_images), num_images)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def test_learning_rate_rises_over_the_warmup_and_falls_to_zero(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    config = make_config(learning_rate=1.0, warmup=0.2, decay="linear")
+
+    rates = [learning_rate_at(config, step, 10) for step in range(10)]
+
+    assert rates == [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+
+
+def test_learning_rate_of_the_reference_is_constant(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    config = make_config(learning_rate=1e-4, warmup=0.0, decay="none")
+
+    assert {learning_rate_at(config, step, 100) for step in range(100)} == {1e-4}
+
+
+def test_adamw_decays_weights_and_not_biases(make_config: Callable[..., TrainConfig]) -> None:
+    weights, biases = build_optimizer(VGG_Net(2), make_config()).param_groups
+
+    assert weights["weight_decay"] == 0.05
+    assert biases["weight_decay"] == 0.0
+    assert {p.dim() for p in biases["params"]} == {1}
+    assert len(weights["params"]) + len(biases["params"]) == 28
+
+
+def test_meter_reads_the_mean_over_images_of_batches_of_different_size() -> None:
+    meter = Meter.on(CPU)
+
+    meter.add(torch.tensor(2.0), torch.tensor(3.0), 4)
+    meter.add(torch.tensor(1.0), torch.tensor(0.0), 2)
+
+    assert meter.read() == (10 / 6, 0.5)
+
+
+@pytest.mark.slow
+def test_ten_steps_of_recipe_seed_equal_a_plain_loop(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    config = make_config(
+        optimizer="adam", learning_rate=1e-4, clip_norm=0.0, label_smoothing=0.0, dropout=0.4
+    )
+    batches = [random_batch(4) for _ in range(2)] * 5
+    plain = build_model(config, 100)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-4, fused=True)
+    torch.manual_seed(1)
+    expected = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(plain(batch.images)[0], batch.labels)
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+
+    model = build_model(config, 100)
+    take_step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
+    torch.manual_seed(1)
+    found = [take_step(batch, 1e-4)[0].item() for batch in batches]
+
+    assert found == expected
+
+
+@pytest.mark.slow
+def test_compiled_step_has_no_graph_break_and_the_loss_of_eager(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    config = make_config(dropout=0.0)
+    batch = random_batch(4, num_classes=10)
+    losses = []
+    torch._dynamo.reset()
+    for compiled in (False, True):  # a graph break raises: the step is compiled with fullgraph
+        model = build_model(config, 10)
+        optimizer = build_optimizer(model, config)
+        take_step = TrainStep(model, optimizer, config, "off", CPU, compiled)
+        losses.append(torch.stack([take_step(batch, 1e-3)[0].detach() for _ in range(3)]))
+
+    assert relative_error(losses[1], losses[0]) < 1e-4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_channels_last_is_kept_by_weights_and_features(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    model = build_model(make_config(), 10)
+
+    _, features = model(random_batch(2).images)
+
+    assert features.is_contiguous(memory_format=torch.channels_last)
+    assert all(
+        module.weight.is_contiguous(memory_format=torch.channels_last)
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+    )
