@@ -1,5 +1,6 @@
 """What a loader can be told. No torch here, so that `--help` is instant."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,5 +37,11 @@ class LoaderConfig:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be at least 0 and under 2^64, got {self.seed}")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std must be above 0 in every channel, got {self.std}")
+        if self.mean is not None and not (
+            len(self.mean) == 3 and all(0 <= value <= 1 for value in self.mean)
+        ):
+            raise ValueError(f"mean must be 3 values from 0 to 1, got {self.mean}")
+        if self.std is not None and not (
+            len(self.std) == 3 and all(0 < value < math.inf for value in self.std)
+        ):
+            raise ValueError(f"std must be 3 values above 0, got {self.std}")

@@ -9,6 +9,7 @@ was asked for by name and cannot run is an error.
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,11 +49,12 @@ def open_loader(
 
     Raises:
         ValueError: a parameter that no loader can follow.
-        BackendUnavailable: the backend that `config` names cannot run here.
+        BackendUnavailable: the device, or the backend that `config` names, cannot be used here.
+        ShardError: the split is empty.
     """
     config = config or LoaderConfig()
     opened = dataset.split(split)
-    target = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+    target = _find_device(torch.device(device))
     if dtype not in DTYPES:
         names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
         raise ValueError(f"dtype must be one of {names}, got {dtype}")
@@ -133,12 +135,15 @@ class Loader:
         """Yield an epoch from its start."""
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
-        self._move(epoch, 0)
+        self.state = replace(self.state, epoch=epoch, images_consumed=0)
         return iter(self)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield what is left of the current epoch; the next call goes on with the next one."""
-        state = self.state
+        return self._follow(self.state)
+
+    def _follow(self, state: LoaderState) -> Iterator[Batch]:
+        """Yield what is left of an epoch, keeping `self.state` at what was yielded."""
         planned = plan_rank_epoch(
             self.split.labels,
             seed=state.seed,
@@ -151,16 +156,14 @@ class Loader:
             rank=self.rank,
             world_size=self.world_size,
         )
+        next_epoch = replace(state, epoch=state.epoch + 1, images_consumed=0)
         if len(planned) == 0:  # resumed with a larger batch than what was left
-            self._move(state.epoch + 1, 0)
-            yield from self
+            yield from self._follow(next_epoch)
             return
         last = len(planned) - 1
         for step, batch in enumerate(self.source.batches(planned)):
-            if step == last:
-                self._move(state.epoch + 1, 0)
-            else:
-                self._move(state.epoch, int(planned.images_consumed[step]))
+            consumed = int(planned.images_consumed[step])
+            self.state = next_epoch if step == last else replace(state, images_consumed=consumed)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,16 +189,22 @@ class Loader:
             raise ValueError(f"loader state is out of range: {state}")
         self.state = loaded
 
-    def _move(self, epoch: int, images_consumed: int) -> None:
-        self.state = LoaderState(
-            self.state.seed, epoch, images_consumed, self.state.manifest_sha256
-        )
-
 
 def channel_triple(values: Sequence[float]) -> tuple[float, float, float]:
     """Return three values, one a channel, as a tuple."""
     red, green, blue = values
     return red, green, blue
+
+
+def _find_device(device: torch.device) -> torch.device:
+    """Return the device with its number, "cuda:0" for "cuda"."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # no driver, or a torch built without it
+        raise BackendUnavailable(
+            f"device '{device}': torch {torch.__version__} finds none on this machine; "
+            "pass device='cpu'"
+        ) from error
 
 
 def _check_resident(split: Split, image_bytes: int, device: torch.device) -> None:

@@ -109,10 +109,9 @@ class DevicePixels:
         self.dtype = dtype
         constants = (normalization.fill, normalization.scale, normalization.shift)
         self.constants = [torch.from_numpy(values).to(device) for values in constants]
-        compiled = torch.compile(transform_images, dynamic=False)
-        self.transform: Callable[..., Tensor] = (
-            compiled if device.type == "cuda" else transform_images
-        )
+        self.transform: Callable[..., Tensor] = transform_images
+        if device.type == "cuda":
+            self.transform = torch.compile(transform_images, dynamic=False)
 
     def __call__(self, stored: Tensor, rows: Tensor, plan: dict[str, Tensor]) -> Tensor:
         """Return a batch's images from `stored` uint8 [n, H, W, 3]."""
@@ -151,9 +150,10 @@ class PinnedSource:
 
     def batches(self, epoch: RankEpoch) -> Iterator[Batch]:
         """Yield one batch for every step of `epoch`."""
-        if self.is_host:
-            return host_batches(self.kernel, self.split.row_addresses, epoch)
-        return self._staged_batches(epoch)
+        if self.is_host:  # a generator, so that it keeps the split and with it the mapping
+            yield from host_batches(self.kernel, self.split.row_addresses, epoch)
+        else:
+            yield from self._staged_batches(epoch)
 
     def _staged_batches(self, epoch: RankEpoch) -> Iterator[Batch]:
         runtime, kernel = self.runtime, self.kernel
@@ -184,15 +184,21 @@ class PinnedSource:
 
         # the slots were allocated on the model's stream: nothing may still be using them there
         copy_stream.wait_event(runtime.current_stream().record_event())
-        with kernel:
-            for step in range(min(1, len(epoch))):
-                send(step)
-            for step in range(len(epoch)):
-                if step + 1 < len(epoch):
-                    send(step + 1)
-                slot = step % NUM_SLOTS
-                runtime.current_stream().wait_event(copied[slot])
-                tensors = plan.step(step)
-                images = self.pixels(slots[slot], in_order, tensors)
-                released[slot] = runtime.current_stream().record_event()
-                yield Batch(images, tensors["labels"], tensors["ids"], int(epoch.num_valid[step]))
+        try:
+            with kernel:
+                for step in range(min(1, len(epoch))):
+                    send(step)
+                for step in range(len(epoch)):
+                    if step + 1 < len(epoch):
+                        send(step + 1)
+                    slot = step % NUM_SLOTS
+                    runtime.current_stream().wait_event(copied[slot])
+                    tensors = plan.step(step)
+                    images = self.pixels(slots[slot], in_order, tensors)
+                    released[slot] = runtime.current_stream().record_event()
+                    num_valid = int(epoch.num_valid[step])
+                    yield Batch(images, tensors["labels"], tensors["ids"], num_valid)
+        finally:
+            # left early, a copy may be under way: its slot goes back to the memory of the model's
+            # stream, which must not use it before
+            runtime.current_stream().wait_event(copy_stream.record_event())

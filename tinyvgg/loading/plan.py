@@ -82,7 +82,8 @@ class LoaderState:
 
 def draw_words(seed: int, epoch: int, num_images: int) -> NDArray[np.uint64]:
     """Return the 2 N random words of an epoch, uint64."""
-    return np.random.Philox(key=[seed, epoch]).random_raw(2 * num_images)
+    key = np.array([seed, epoch], np.uint64)  # a list with a number from 2^63 on becomes float64
+    return np.random.Philox(key=key).random_raw(2 * num_images)
 
 
 def plan_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:

@@ -52,8 +52,11 @@ class ResidentSource:
         """Yield one batch for every step of `epoch`."""
         if self.device.type == "cpu":
             rows = torch.arange(len(self.stored)) * self.stored.stride(0)
-            return host_batches(self.kernel, (rows + self.stored.data_ptr()).numpy(), epoch)
-        return self._device_batches(epoch)
+            addresses = (rows + self.stored.data_ptr()).numpy()
+            # a generator, so that it keeps `self` and with it what is at these addresses
+            yield from host_batches(self.kernel, addresses, epoch)
+        else:
+            yield from self._device_batches(epoch)
 
     def _device_batches(self, epoch: RankEpoch) -> Iterator[Batch]:
         plan = DevicePlan(epoch, AcceleratorRuntime(self.device))

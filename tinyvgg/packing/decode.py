@@ -10,7 +10,6 @@ does not read is bad, whatever the suffix says. EXIF rotation is ignored, as in 
 """
 
 import io
-import warnings
 
 import numpy as np
 import simplejpeg
@@ -50,7 +49,7 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
             if (found_height, found_width) == (height, width) and color_space in ("YCbCr", "Gray"):
                 simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
                 return
-        except ValueError:
+        except (ValueError, KeyError):  # KeyError: 4:4:1, which simplejpeg has no name for
             pass  # Pillow has the last word, and the better error
     with _open_image(data) as image:
         if not resize and (image.height, image.width) != (height, width):
@@ -69,17 +68,14 @@ def _open_image(data: bytes) -> Image.Image:
     if not data:
         raise DatasetError("0 bytes, expected an image")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF, large images: only the pixels matter
-            return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{len(data):,} bytes that are not an image") from error
 
 
 def _cut_square(image: Image.Image, side: int) -> Image.Image:
     """Scale the shorter side of an RGB image to `side` and cut out the center square."""
-    scale = side / min(image.size)
-    size = [side if n == min(image.size) else int(n * scale) for n in image.size]
+    size = [int(side * n / min(image.size)) for n in image.size]  # rounded as torchvision does
     image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
     left, top = (round((n - side) / 2) for n in size)
     return image.crop((left, top, left + side, top + side))

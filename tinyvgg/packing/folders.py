@@ -84,6 +84,12 @@ def list_images(source: Path) -> ImageSource:
         if not by_class:
             raise DatasetError(f"{source}: no train/<class>/ folders, expected {LAYOUTS}")
         class_folders = sorted(by_class, key=os.fsencode)
+        odd = [
+            (f"train/{name!a}", "no name for a class") for name in class_folders if _is_odd(name)
+        ]
+        if odd:
+            remedy = "rename these folders: UTF-8, neither '.' nor '..'"
+            raise DatasetError(bad_files_text(f"{source}", odd, remedy))
         labels = {folder: label for label, folder in enumerate(class_folders)}
         empty = [(f"train/{name}", "no images") for name in class_folders if not by_class[name]]
         if empty:
@@ -146,7 +152,7 @@ def _group_by_annotation(source: Path, tree: FileTree, paths: list[str]) -> dict
         name, *fields = line.split("\t")
         if not line.strip():
             continue
-        if not fields or name in class_of:
+        if not fields or not fields[0].strip() or name in class_of:
             bad.append((f"{ANNOTATIONS}:{number}", "not 'file<tab>class', or a file named twice"))
         else:
             class_of[name] = fields[0].strip()
@@ -169,6 +175,12 @@ def _read_words(tree: FileTree) -> dict[str, str]:
     lines = tree.read_file("words.txt").decode("utf-8", "replace").splitlines()
     pairs = (line.partition("\t") for line in lines)
     return {wnid.strip(): words.strip() for wnid, tab, words in pairs if tab}
+
+
+def _is_odd(class_folder: str) -> bool:
+    """Tell whether the manifest cannot hold a class name: it is text, and never a path."""
+    utf8 = class_folder.encode("utf-8", "replace").decode()
+    return utf8 != class_folder or class_folder in ("", ".", "..")
 
 
 def _is_image(path: str) -> bool:
@@ -210,7 +222,8 @@ class _Folder:
         with os.scandir(real) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}"
-                if entry.is_dir():
+                # `is_dir` raises for a link to itself; such a link is a file that cannot be read
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
                     if path.count("/") == 1:
                         yield f"{path}/"  # so that an empty class is seen
                     yield from self._walk(path, parents | {real})
@@ -230,13 +243,16 @@ class _Zip:
 
     `zipfile.ZipFile.read` takes a lock and some 50 µs of Python a member; the local header in
     front of a member's data is 30 bytes and two lengths, which is all that is needed here.
+    Names are taken as bytes, like those of a folder, whatever the UTF-8 flag says.
     """
 
     def __init__(self, path: Path) -> None:
+        self.file = path.open("rb", buffering=0)
+        self.lock = threading.Lock()
         try:
-            with zipfile.ZipFile(path) as archive:
-                members = {info.filename: info for info in archive.infolist()}
-        except (zipfile.BadZipFile, OSError) as error:
+            members = self._read_directory(path)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+            self.file.close()
             raise DatasetError(f"{path}: {error}; download it again") from error
         names = [name for name in members if not name.startswith("__MACOSX/")]
         roots = {""} if any(name.startswith("train/") for name in names) else set()
@@ -247,8 +263,24 @@ class _Zip:
         self.members = {
             name.removeprefix(root): members[name] for name in names if name.startswith(root)
         }
-        self.file = path.open("rb", buffering=0)
-        self.lock = threading.Lock()
+
+    def _read_directory(self, path: Path) -> dict[str, zipfile.ZipInfo]:
+        """Return the members by name; each must carry that name in front of its data, too.
+
+        The names have no checksum: a flipped bit would drop an image or move it to another class.
+        """
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+        num_bytes = path.stat().st_size
+        members = {}
+        for info in infos:
+            name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
+            if info.header_offset + info.compress_size > num_bytes:
+                raise zipfile.BadZipFile(f"a member ends behind the file's {num_bytes:,} bytes")
+            if self._pread(30 + len(name), info.header_offset)[30:] != name:
+                raise zipfile.BadZipFile(f"the zip's directory and {name!r} disagree")
+            members[name.decode("utf-8", "surrogateescape")] = info
+        return members
 
     def list_files(self) -> Iterator[str]:
         for name in self.members:

@@ -18,6 +18,7 @@ import contextlib
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,22 +82,32 @@ def pack_images(
         DatasetError: the source or OUT cannot be used as they are; nothing is left behind.
         OSError: the disk cannot be written; nothing is left behind.
     """
-    out = config.out.absolute()
+    out = config.out.resolve()  # a link stays, what it names is replaced
     with _exclusive(out), contextlib.ExitStack() as stack:
         _check_out(config, out)
+        partial = out.with_name(out.name + ".partial")
+        if partial.exists():  # of a killed run: nobody else holds the lock
+            shutil.rmtree(partial)
+        # Pillow warns of odd EXIF or palettes; only the pixels matter. Here, once, because
+        # filters belong to the process and decode threads would restore each other's.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         source = list_images(config.source)
         stack.callback(source.tree.close)
         image = _image_format(source, config.resize)
         _check_space(out, source, image)
-        partial = out.with_name(out.name + ".partial")
-        if partial.exists():
-            shutil.rmtree(partial)
         partial.mkdir(parents=True)
         try:
             splits = {}
             for split in SPLITS:
                 packer = _SplitPacker(config, source, image, split, partial, start_split)
                 splits[split] = packer.pack()
+            bad_files = [
+                (file.path, file.reason) for split in SPLITS for file in splits[split].skipped
+            ]
+            if bad_files and config.on_bad == "fail":
+                remedy = "mend or remove them, or leave them out with --on-bad skip"
+                raise DatasetError(bad_files_text(source.name, bad_files, remedy))
             classes = [
                 ClassRecord(folder=_printable(folder), words=words)
                 for folder, words in zip(source.class_folders, source.class_words, strict=True)
@@ -122,18 +133,17 @@ class _SplitPacker:
     start_split: Callable[[str, int], Callable[[int], None]]
 
     def pack(self) -> SplitRecord:
+        """Return the record of the split; under `--on-bad fail` it only lists what is bad."""
         images = self.source.splits[self.split]
         skipped: list[SkippedFile] = []
         while True:
             written = self._write_shards(images)
             bad = [item for shard in written for item in shard.bad_files]
-            if not bad:
+            skipped += [
+                SkippedFile(path=_printable(image.path), reason=reason) for image, reason in bad
+            ]
+            if not bad or self.config.on_bad == "fail":
                 break
-            named = [(_printable(image.path), reason) for image, reason in bad]
-            if self.config.on_bad == "fail":
-                remedy = "mend or remove them, or leave them out with --on-bad skip"
-                raise DatasetError(bad_files_text(self.source.name, named, remedy))
-            skipped += [SkippedFile(path=path, reason=reason) for path, reason in named]
             dropped = {image.path for image, _ in bad}
             images = [image for image in images if image.path not in dropped]
             for path in self.folder.glob(f"{self.split}-*.npy"):
@@ -184,10 +194,8 @@ class _SplitPacker:
         for pixels, image in zip(buffer, rows, strict=False):
             try:
                 decode_image(read_file(image.path), pixels, resize=resize)
-            except DatasetError as error:
-                bad_files.append((image, str(error)))
-            except OSError as error:
-                bad_files.append((image, error.strerror or str(error)))
+            except (DatasetError, OSError) as error:
+                bad_files.append((image, _reason(error)))
         images = buffer[: len(rows)]
         return _Block(images, buffer, sum_channels(images), bad_files)
 
@@ -266,27 +274,38 @@ def _image_format(source: ImageSource, resize: int | None) -> ImageFormat:
     """Return the size every image must have: that of the first one that can be read."""
     if resize is not None:
         return ImageFormat(height=resize, width=resize)
+    bad_files = []
     for image in source.splits["train"]:
-        with contextlib.suppress(DatasetError, OSError):
+        try:
             height, width = read_image_size(source.tree.read_file(image.path))
+        except (DatasetError, OSError) as error:
+            bad_files.append((_printable(image.path), _reason(error)))
+        else:
             return ImageFormat(height=height, width=width)
-    raise DatasetError(f"{source.name}: no train image can be read; are these images?")
+    raise DatasetError(
+        bad_files_text(f"{source.name}: no train image can be read", bad_files, "are these images?")
+    )
 
 
 def _check_out(config: PackConfig, out: Path) -> None:
     """Mend what an interrupted `--overwrite` left; refuse an OUT that must not be replaced."""
-    old = out.with_name(out.name + ".old")
-    if old.exists():
+    replaced = _name_replaced(out)
+    if replaced.exists():
         if out.exists():
-            shutil.rmtree(old)
+            shutil.rmtree(replaced)
         else:
-            old.rename(out)
+            replaced.rename(out)
     if not out.exists():
         return
+    if not (out / MANIFEST_NAME).is_file():
+        raise DatasetError(f"{config.out}: not a packed folder, so it is not replaced; remove it")
     if not config.overwrite:
         raise DatasetError(f"{config.out}: exists already; pass --overwrite to replace it")
-    if not (out / MANIFEST_NAME).is_file() or (out / "train").exists():
-        raise DatasetError(f"{config.out}: not a packed folder, so it is not replaced; remove it")
+    others = sorted(path.name for path in out.iterdir() if path.suffix not in (".npy", ".json"))
+    if others:
+        raise DatasetError(
+            f"{config.out}: also holds {others[0]!r}, which pack did not write; move it elsewhere"
+        )
 
 
 def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
@@ -301,13 +320,18 @@ def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
 
 def _publish(partial: Path, out: Path) -> None:
     """Give the finished folder its name; an old OUT goes away only now."""
-    old = out.with_name(out.name + ".old")
+    replaced = _name_replaced(out)
     if out.exists():
-        out.rename(old)
+        out.rename(replaced)
     partial.rename(out)
     sync_folder(out.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _name_replaced(out: Path) -> Path:
+    """Name the old OUT between two renames; nobody keeps a backup under such a name."""
+    return out.with_name(out.name + ".replaced-by-pack")
 
 
 @contextlib.contextmanager
@@ -331,6 +355,11 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _reason(error: DatasetError | OSError) -> str:
+    """Say why a file is bad, without its path: `bad_files_text` has that in front."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _printable(path: str) -> str:

@@ -35,9 +35,9 @@ from tinyvgg.packing.config import SynthConfig
 
 SIZE = 64  # pixels: height and width of every image
 JPEG_QUALITY = 90
-GRAYSCALE_SHARE = 0.02  # TinyImageNet has 1.8 %; decoding must turn them into RGB
+GRAYSCALE_SHARE = 0.02  # as in TinyImageNet; decoding must turn them into RGB
 LUMA = (0.299, 0.587, 0.114)
-MIN_CONTRAST = 40  # gray levels between figure and ground, so that grayscale shows it as well
+MIN_CONTRAST = 80  # gray levels between figure and ground, so that grayscale shows it as well
 
 Field = NDArray[np.float64]  # [SIZE, SIZE]: one number a pixel
 
@@ -56,10 +56,10 @@ class _Draws:
         return self.uniform(0, 1) < 0.5
 
     def noise(self) -> NDArray[np.int16]:
-        """Return int16 [SIZE, SIZE, 3], -15 to 15 around 0, the sum of two flat draws."""
+        """Return int16 [SIZE, SIZE, 3], -7 to 7 around 0, the sum of two flat draws."""
         words = self.bits.random_raw(SIZE * SIZE * 3 // 8).astype("<u8")
         two = words.view(np.uint8).reshape(SIZE, SIZE, 3)
-        return (two & 15).astype(np.int16) + (two >> 4) - 15
+        return (two & 7).astype(np.int16) + (two >> 5) - 7
 
     def order(self, count: int) -> NDArray[np.int64]:
         """Return a permutation of `count` numbers."""
@@ -81,18 +81,18 @@ def _box(u: Field, v: Field, half_width: float, half_height: float) -> Field:
 
 
 def _stripes(u: Field, v: Field, draws: _Draws) -> Field:
-    period = draws.uniform(8, 14)
+    period = draws.uniform(8, 11)
     return _wave(v + draws.uniform(0, period), period)
 
 
 def _checkerboard(u: Field, v: Field, draws: _Draws) -> Field:
-    period = draws.uniform(16, 24)
+    period = draws.uniform(22, 28)
     columns, rows = _wave(u, period), _wave(v, period)
     return np.maximum(np.minimum(columns, rows), -np.maximum(columns, rows))
 
 
 def _dots(u: Field, v: Field, draws: _Draws) -> Field:
-    pitch = draws.uniform(11, 16)
+    pitch = draws.uniform(8, 11)
     radius = draws.uniform(0.27, 0.34) * pitch
     across = (u / pitch - np.floor(u / pitch) - 0.5) * pitch
     down = (v / pitch - np.floor(v / pitch) - 0.5) * pitch
@@ -100,12 +100,12 @@ def _dots(u: Field, v: Field, draws: _Draws) -> Field:
 
 
 def _rings(u: Field, v: Field, draws: _Draws) -> Field:
-    period = draws.uniform(8, 13)
+    period = draws.uniform(8, 11)
     return _wave(np.sqrt(u * u + v * v) + draws.uniform(0, period), period)
 
 
 def _disc(u: Field, v: Field, draws: _Draws) -> Field:
-    return draws.uniform(12, 20) - np.sqrt(u * u + v * v)
+    return draws.uniform(16, 21) - np.sqrt(u * u + v * v)
 
 
 def _frame(u: Field, v: Field, draws: _Draws) -> Field:
@@ -114,12 +114,12 @@ def _frame(u: Field, v: Field, draws: _Draws) -> Field:
 
 
 def _plus(u: Field, v: Field, draws: _Draws) -> Field:
-    length, width = draws.uniform(14, 21), draws.uniform(3.5, 5.5)
+    length, width = draws.uniform(20, 26), draws.uniform(2.5, 4)
     return np.maximum(_box(u, v, length, width), _box(u, v, width, length))
 
 
 def _triangle(u: Field, v: Field, draws: _Draws) -> Field:
-    inradius = draws.uniform(9, 13)
+    inradius = draws.uniform(11, 14)
     return inradius - np.maximum(v, math.sqrt(0.75) * np.abs(u) - 0.5 * v)
 
 
@@ -134,13 +134,13 @@ class _Design:
     words: str
     figure: Callable[[Field, Field, _Draws], Field]
     axis: tuple[float, float] = (1, 0)
-    wobble: float = 0.35  # 19 degrees
+    wobble: float = 0.18  # 10 degrees
 
 
 DESIGNS = (
-    _Design("horizontal stripes", _stripes, (1, 0), 0.18),
-    _Design("vertical stripes", _stripes, (0, 1), 0.18),
-    _Design("diagonal stripes", _stripes, (1, 1), 0.18),
+    _Design("horizontal stripes", _stripes, (1, 0), 0.09),
+    _Design("vertical stripes", _stripes, (0, 1), 0.09),
+    _Design("diagonal stripes", _stripes, (1, 1), 0.09),
     _Design("checkerboard", _checkerboard),
     _Design("dots, polka dots", _dots),
     _Design("concentric rings", _rings),
@@ -168,7 +168,7 @@ def draw_image(seed: int, split: int, label: int, index: int) -> Image.Image:
     # in 255ths, so that the sum is exact in whichever order numpy adds
     coverage = np.floor(_draw_coverage(DESIGNS[label], draws) * 255 + 0.5)
     figure = (coverage - coverage.sum() / SIZE**2) / 255
-    mean = [draws.uniform(90, 165) for _ in range(3)]
+    mean = [draws.uniform(112, 144) for _ in range(3)]
     contrast = _draw_contrast(draws)
     light = _draw_light(draws)
     noise = draws.noise()
@@ -211,8 +211,8 @@ def write_synthetic(config: SynthConfig) -> Path:
 def _draw_coverage(design: _Design, draws: _Draws) -> Field:
     """Return how much of each pixel the figure covers, 0 to 1."""
     pixels = np.arange(SIZE) - (SIZE - 1) / 2  # 0 is the center of the image
-    x = pixels[None, :] - draws.uniform(-8, 8)
-    y = pixels[:, None] - draws.uniform(-8, 8)
+    x = pixels[None, :] - draws.uniform(-6, 6)
+    y = pixels[:, None] - draws.uniform(-6, 6)
     slope = draws.uniform(-design.wobble, design.wobble)
     along, across = design.axis
     cos, sin = along - slope * across, across + slope * along
@@ -227,7 +227,7 @@ def _draw_coverage(design: _Design, draws: _Draws) -> Field:
 def _draw_contrast(draws: _Draws) -> list[float]:
     """Return figure minus ground in each channel, in gray levels; lighter as often as darker."""
     while True:
-        contrast = [draws.uniform(-90, 90) for _ in LUMA]
+        contrast = [draws.uniform(-120, 120) for _ in LUMA]
         if abs(sum(c * weight for c, weight in zip(contrast, LUMA, strict=True))) >= MIN_CONTRAST:
             return contrast
 

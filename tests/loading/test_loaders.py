@@ -1,0 +1,1092 @@
+"""One contract for every backend, with `torch` on the CPU as the reference."""
+
+import gc
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tinyvgg.errors import ShardError
+from tinyvgg.loading import LoaderConfig, open_loader
+from tinyvgg.loading.batch import Batch, Normalization
+from tinyvgg.loading.open import Loader
+from tinyvgg.loading.pinned import NUM_SLOTS, PinnedSource
+from tinyvgg.loading.plan import plan_rank_epoch
+from tinyvgg.loading.resident import ResidentSource
+from tinyvgg.packing.config import PackConfig
+from tinyvgg.packing.pack import pack_images
+from tinyvgg.shards.store import PackedDataset, open_dataset
+
+BACKENDS = ["torch", "resident"]
+DTYPES = [torch.uint8, torch.float32, torch.bfloat16, torch.float16]
+CPU = torch.device("cpu")
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def three_threads() -> Iterator[None]:
+    """Let the host kernel have threads to leave behind, whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def open_raw(dataset: PackedDataset, backend: str, split: str = "train", **fields: Any) -> Loader:
+    """Open a loader of stored pixels, in batches of 5 without crop and flip by default."""
+    config = LoaderConfig(**{"backend": backend, "batch_size": 5, "augment": False, **fields})
+    return open_loader(dataset, split, config, dtype=torch.uint8)
+
+
+def keep(batch: Batch) -> Batch:
+    """Return a copy that outlives the next batch."""
+    tensors = {name: getattr(batch, name).clone() for name in ("images", "labels", "ids")}
+    return replace(batch, **tensors)
+
+
+def read_epochs(loader: Loader, epochs: range) -> list[Batch]:
+    return [keep(batch) for epoch in epochs for batch in loader.epoch(epoch)]
+
+
+def valid_ids(batches: list[Batch]) -> list[int]:
+    return [id_ for batch in batches for id_ in batch.ids[: batch.num_valid].tolist()]
+
+
+def pixel_ids(images: Tensor) -> list[int]:
+    """Return the numbers that the first pixels of uint8 images encode."""
+    first = images[:, :, 0, 0].to(torch.int64)
+    return (first[:, 0] + 256 * first[:, 1] + 65536 * first[:, 2]).tolist()
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    left, right = left.contiguous(), right.contiguous()
+    return left.dtype == right.dtype and torch.equal(
+        left.view(torch.uint8), right.view(torch.uint8)
+    )
+
+
+def assert_same(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.labels.tolist() == other.labels.tolist()
+        assert one.num_valid == other.num_valid
+        assert same_bits(one.images, other.images)
+
+
+def child_processes() -> set[str]:
+    """Return the process numbers of this process's children (Linux), or of those it knows."""
+    tasks = list(Path("/proc/self/task").glob("*/children"))
+    if not tasks:
+        return {str(child.pid) for child in multiprocessing.active_children()}
+    return {pid for task in tasks for pid in task.read_text().split()}
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Fail if a thread or a process has come up inside and is still there at the end."""
+    threads, children = set(threading.enumerate()), child_processes()
+    yield
+    assert set(threading.enumerate()) <= threads
+    assert child_processes() <= children
+
+
+# what a batch holds
+
+
+@every_backend
+@pytest.mark.parametrize("batch_size", [1, 5, 33, 40])
+def test_an_epoch_without_drop_last_has_each_image_once(
+    packed: PackedDataset, backend: str, batch_size: int
+) -> None:
+    loader = open_raw(packed, backend, batch_size=batch_size, drop_last=False)
+
+    assert sorted(valid_ids(read_epochs(loader, range(1)))) == list(range(33))
+
+
+@every_backend
+def test_an_epoch_with_drop_last_has_no_image_twice(packed: PackedDataset, backend: str) -> None:
+    ids = valid_ids(read_epochs(open_raw(packed, backend), range(1)))
+
+    assert len(ids) == len(set(ids)) == 30
+
+
+@every_backend
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_image_label_and_id_travel_together(
+    packed: PackedDataset, backend: str, split: str
+) -> None:
+    for batch in open_raw(packed, backend, split, shuffle=True, drop_last=False).epoch(0):
+        ids = batch.ids[: batch.num_valid]
+        assert pixel_ids(batch.images[: batch.num_valid]) == ids.tolist()
+        assert batch.labels[: batch.num_valid].tolist() == (ids % 3).tolist()
+
+
+@every_backend
+def test_stored_pixels_come_out_unchanged(packed: PackedDataset, backend: str) -> None:
+    for batch in open_raw(packed, backend).epoch(0):
+        stored = packed.train.read_images(batch.ids.numpy())
+        assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), stored)
+
+
+@every_backend
+def test_the_last_batch_is_padded_behind_its_real_images(
+    packed: PackedDataset, backend: str
+) -> None:
+    *full, last = read_epochs(open_raw(packed, backend, drop_last=False), range(1))
+
+    assert {batch.num_valid for batch in full} == {5}
+    assert last.num_valid == 3
+    assert last.ids.shape == last.labels.shape == (5,)
+    assert last.images.shape == (5, 3, 64, 64)
+    assert last.ids[3:].tolist() == [-1, -1]
+    assert last.labels[3:].tolist() == [-100, -100]
+    assert torch.equal(last.images[3], last.images[2])
+    assert torch.equal(last.images[4], last.images[2])
+
+
+@every_backend
+@every_dtype
+def test_images_are_channels_last_and_of_the_type_asked_for(
+    packed: PackedDataset, backend: str, dtype: torch.dtype
+) -> None:
+    loader = open_loader(packed, "train", LoaderConfig(backend=backend, batch_size=5), dtype=dtype)
+
+    for batch in loader.epoch(0):
+        assert batch.images.shape == (5, 3, 64, 64)
+        assert batch.images.stride() == (64 * 64 * 3, 1, 64 * 3, 3)
+        assert batch.images.dtype == dtype
+        assert batch.images.device.type == "cpu"
+
+
+@every_backend
+def test_labels_and_ids_are_int64(packed: PackedDataset, backend: str) -> None:
+    for batch in open_raw(packed, backend, "val").epoch(0):
+        assert batch.labels.dtype == batch.ids.dtype == torch.int64
+        assert batch.labels.shape == batch.ids.shape == (5,)
+        assert type(batch.num_valid) is int
+
+
+@every_backend
+def test_normalized_images_are_pixels_times_scale_plus_shift(
+    packed: PackedDataset, backend: str
+) -> None:
+    config = LoaderConfig(backend=backend, batch_size=5, augment=False)
+    mean, std = np.array([0.48, 0.45, 0.4]), np.array([0.28, 0.27, 0.29])
+
+    for batch in open_loader(packed, "train", config).epoch(0):
+        stored = packed.train.read_images(batch.ids.numpy())
+        expected = (stored / 255 - mean) / std
+        assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - expected).max() < 1e-6
+
+
+@every_backend
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 7), (64, 48)], ids=str)
+def test_images_of_any_size_are_cropped_and_flipped_by_the_plan(
+    pack_arrays: Callable[..., PackedDataset], backend: str, size: tuple[int, int]
+) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (23, *size, 3)).astype(np.uint8)
+    dataset = pack_arrays("sizes", images, np.arange(23) % 3, images[:3], np.arange(3))
+    fill = [122, 115, 102]  # round(255 mean)
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    outside = np.pad(
+        np.zeros(images.shape, bool),
+        ((0, 0), (4, 4), (4, 4), (0, 0)),
+        "constant",
+        constant_values=True,
+    )
+    padded = np.where(outside, np.array(fill, np.uint8), padded)
+    words = np.random.Philox(key=[0, 0]).random_raw(46)
+
+    for batch in open_raw(dataset, backend, augment=True, drop_last=False).epoch(0):
+        for image, id_ in list(zip(batch.images, batch.ids, strict=True))[: batch.num_valid]:
+            word = int(words[23 + int(id_)])
+            top, left = word % 9, (word >> 16) % 9
+            window = padded[id_, top : top + size[0], left : left + size[1]]
+            expected = window[:, ::-1] if word >> 63 else window
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+
+
+@every_backend
+@every_dtype
+def test_a_batch_stays_whole_until_the_next_is_asked_for(
+    packed: PackedDataset, backend: str, dtype: torch.dtype
+) -> None:
+    config = LoaderConfig(backend=backend, batch_size=5)
+    loader, other = (open_loader(packed, "train", config, dtype=dtype) for _ in range(2))
+
+    for batch in loader.epoch(0):
+        kept = keep(batch)
+        read_epochs(other, range(1, 2))
+        assert_same([batch], [kept])
+
+
+# order, epochs, state
+
+
+@every_backend
+def test_equal_seed_and_epoch_give_equal_batches(packed: PackedDataset, backend: str) -> None:
+    once, twice = (open_raw(packed, backend, seed=3, augment=True) for _ in range(2))
+
+    assert_same(read_epochs(once, range(2, 4)), read_epochs(twice, range(2, 4)))
+
+
+@every_backend
+def test_the_next_epoch_and_another_seed_have_another_order(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader, other = open_raw(packed, backend), open_raw(packed, backend, seed=1)
+
+    orders = [valid_ids(read_epochs(loader, range(epoch, epoch + 1))) for epoch in range(2)]
+    orders.append(valid_ids(read_epochs(other, range(1))))
+
+    assert len({tuple(order) for order in orders}) == 3
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "steps"),
+    [(33, True, 1), (33, False, 1), (32, True, 1), (32, False, 2), (34, False, 1), (1, True, 33)],
+)
+def test_len_is_the_steps_of_an_epoch(
+    packed: PackedDataset, backend: str, batch_size: int, drop_last: bool, steps: int
+) -> None:
+    loader = open_raw(packed, backend, batch_size=batch_size, drop_last=drop_last)
+
+    assert len(loader) == len(read_epochs(loader, range(1))) == steps
+
+
+@every_backend
+def test_train_is_shuffled_augmented_and_cut_by_default_and_val_is_not(
+    packed: PackedDataset, backend: str
+) -> None:
+    config = LoaderConfig(backend=backend, batch_size=5)
+
+    train = read_epochs(open_loader(packed, "train", config, dtype=torch.uint8), range(1))
+    val = read_epochs(open_loader(packed, "val", config, dtype=torch.uint8), range(1))
+
+    assert len(train) == 6
+    assert valid_ids(train) != sorted(valid_ids(train))
+    assert [pixel_ids(batch.images) for batch in train] != [batch.ids.tolist() for batch in train]
+    assert len(val) == 2
+    assert valid_ids(val) == list(range(7))
+    assert pixel_ids(val[0].images) == list(range(5))
+
+
+@every_backend
+def test_iterating_goes_through_one_epoch_after_the_other(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader, reference = open_raw(packed, backend), open_raw(packed, backend)
+
+    batches = [keep(batch) for _ in range(3) for batch in loader]
+
+    assert len(batches) == 18
+    assert_same(batches, read_epochs(reference, range(3)))
+
+
+@every_backend
+def test_iterating_after_an_epoch_goes_on_with_the_next(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader, reference = open_raw(packed, backend), open_raw(packed, backend)
+
+    read_epochs(loader, range(4, 5))
+    batches = [keep(batch) for batch in loader]
+
+    assert_same(batches, read_epochs(reference, range(5, 6)))
+
+
+@every_backend
+def test_an_epoch_can_be_run_again_from_its_start(packed: PackedDataset, backend: str) -> None:
+    loader = open_raw(packed, backend)
+
+    first = read_epochs(loader, range(1))
+    list(islice(loader, 2))
+
+    assert_same(first, read_epochs(loader, range(1)))
+
+
+@every_backend
+@pytest.mark.parametrize("num_read", [1, 3, 5, 6])
+def test_iterating_again_after_a_break_goes_on_mid_epoch(
+    packed: PackedDataset, backend: str, num_read: int
+) -> None:
+    loader = open_raw(packed, backend)
+    expected = read_epochs(open_raw(packed, backend), range(2))
+
+    for step, _ in enumerate(loader, 1):
+        if step == num_read:
+            break
+    rest = [keep(batch) for batch in loader]
+
+    assert_same(rest, expected[num_read : 6 if num_read < 6 else 12])
+
+
+@every_backend
+def test_an_epoch_is_the_one_asked_for_however_late_it_is_read(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(packed, backend)
+    expected = read_epochs(open_raw(packed, backend), range(2))
+
+    first, second = loader.epoch(0), loader.epoch(1)
+    pairs = [(keep(one), keep(other)) for one, other in zip(first, second, strict=True)]
+
+    assert_same([one for one, _ in pairs] + [other for _, other in pairs], expected)
+
+
+@every_backend
+def test_two_loaders_can_be_read_in_turn(packed: PackedDataset, backend: str) -> None:
+    train, val = open_raw(packed, backend, batch_size=16), open_raw(packed, backend, "val")
+    expected = [read_epochs(train, range(1)), read_epochs(val, range(1))]
+
+    pairs = list(zip(map(keep, train.epoch(0)), map(keep, val.epoch(0)), strict=True))
+
+    assert_same([one for one, _ in pairs], expected[0])
+    assert_same([other for _, other in pairs], expected[1])
+
+
+@every_backend
+def test_epoch_must_not_be_negative(packed: PackedDataset, backend: str) -> None:
+    loader = open_raw(packed, backend)
+
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+        loader.epoch(-1)
+
+
+@every_backend
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_state_counts_what_was_yielded(
+    packed: PackedDataset, backend: str, drop_last: bool
+) -> None:
+    loader = open_raw(packed, backend, seed=9, drop_last=drop_last)
+    states = [loader.state_dict()]
+    for _ in range(2):
+        states += [loader.state_dict() for _ in loader]
+
+    places = [(0, consumed) for consumed in range(5, 5 * len(loader), 5)]
+    places += [(1, 0)] + [(1, consumed) for _, consumed in places] + [(2, 0)]
+    assert [(state["epoch"], state["images_consumed"]) for state in states] == [(0, 0), *places]
+    assert {state["seed"] for state in states} == {9}
+    assert {state["manifest_sha256"] for state in states} == {packed.manifest_sha256}
+
+
+@every_backend
+def test_state_is_json_under_1_kb(packed: PackedDataset, backend: str) -> None:
+    loader = open_raw(packed, backend, seed=2**64 - 1)
+    next(iter(loader))
+
+    text = json.dumps(loader.state_dict())
+
+    assert json.loads(text) == loader.state_dict()
+    assert set(json.loads(text)) == {"seed", "epoch", "images_consumed", "manifest_sha256"}
+    assert len(text) < 1000
+
+
+@every_backend
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_resuming_at_any_batch_of_two_epochs_gives_the_rest(
+    packed: PackedDataset, backend: str, drop_last: bool
+) -> None:
+    fields = {"seed": 3, "augment": True, "drop_last": drop_last}
+    expected = read_epochs(open_raw(packed, backend, **fields), range(3))
+    steps = len(expected) // 3
+
+    for num_read in range(2 * steps + 1):
+        interrupted = open_raw(packed, backend, **fields)
+        stream = (batch for _ in range(3) for batch in interrupted)
+        for _ in islice(stream, num_read):
+            pass
+        state = json.loads(json.dumps(interrupted.state_dict()))
+
+        resumed = open_raw(packed, backend, **{**fields, "seed": 0})
+        resumed.load_state_dict(state)
+        rest = [keep(batch) for _ in range(3 - num_read // steps) for batch in resumed]
+
+        assert_same(rest, expected[num_read:])
+
+
+@every_backend
+def test_a_run_that_was_interrupted_twice_gives_the_rest(
+    packed: PackedDataset, backend: str
+) -> None:
+    expected = read_epochs(open_raw(packed, backend), range(2))
+    state = open_raw(packed, backend).state_dict()
+
+    batches = []
+    for num_read in (2, 3):
+        loader = open_raw(packed, backend)
+        loader.load_state_dict(state)
+        batches += [keep(batch) for batch in islice(loader, num_read)]
+        state = loader.state_dict()
+    loader = open_raw(packed, backend)
+    loader.load_state_dict(state)
+    batches += [keep(batch) for _ in range(2) for batch in loader]
+
+    assert_same(batches, expected)
+
+
+@every_backend
+def test_a_state_that_is_loaded_and_saved_is_the_same(packed: PackedDataset, backend: str) -> None:
+    loader, resumed = open_raw(packed, backend), open_raw(packed, backend, seed=1)
+    list(islice(loader, 4))
+
+    resumed.load_state_dict(loader.state_dict())
+
+    assert resumed.state_dict() == loader.state_dict()
+
+
+@every_backend
+def test_a_loaded_state_is_kept_when_an_old_iterator_ends(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(packed, backend)
+    old = iter(loader)
+    next(old)
+    state = {**loader.state_dict(), "seed": 77, "epoch": 5, "images_consumed": 10}
+
+    loader.load_state_dict(state)
+    del old
+
+    assert loader.state_dict() == state
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 18, 19, 40])
+@pytest.mark.parametrize(("before", "after"), [("torch", "resident"), ("resident", "torch")])
+def test_resuming_may_change_backend_and_batch_size(
+    packed: PackedDataset, before: str, after: str, batch_size: int
+) -> None:
+    uninterrupted = open_raw(packed, before, augment=True, drop_last=False)
+    images = {
+        id_: image
+        for batch in read_epochs(uninterrupted, range(1))
+        for id_, image in zip(batch.ids.tolist(), batch.images, strict=True)
+    }
+    loader = open_raw(packed, before, augment=True)
+    order = valid_ids(read_epochs(open_raw(packed, before, drop_last=False), range(1)))
+    list(islice(loader, 3))
+
+    resumed = open_raw(packed, after, augment=True, batch_size=batch_size, drop_last=False)
+    resumed.load_state_dict(loader.state_dict())
+    rest = [keep(batch) for batch in resumed]
+
+    assert valid_ids(rest) == order[15:]
+    for batch in rest:
+        for id_, image in list(zip(batch.ids.tolist(), batch.images, strict=True))[
+            : batch.num_valid
+        ]:
+            assert torch.equal(image, images[id_])
+
+
+@every_backend
+def test_resuming_with_a_batch_larger_than_the_rest_goes_on_with_the_next_epoch(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(packed, backend)
+    list(islice(loader, 4))
+
+    resumed = open_raw(packed, backend, batch_size=14)  # 13 images are left, drop_last
+    resumed.load_state_dict(loader.state_dict())
+    batches = [keep(batch) for batch in resumed]
+
+    assert_same(batches, read_epochs(open_raw(packed, backend, batch_size=14), range(1, 2)))
+    assert resumed.state_dict()["epoch"] == 2
+
+
+@every_backend
+def test_the_state_of_another_dataset_is_refused(
+    packed: PackedDataset, pack_arrays: Callable[..., PackedDataset], backend: str
+) -> None:
+    images = np.zeros((33, 64, 64, 3), np.uint8)
+    other = pack_arrays("other", images, np.arange(33) % 3, images[:7], np.arange(7) % 3)
+    loader = open_raw(packed, backend)
+    before = loader.state_dict()
+
+    message = (
+        f"loader state is of data set {other.manifest_sha256[:12]}…, this one is "
+        f"{packed.manifest_sha256[:12]}…; open the data set it was saved with"
+    )
+    with pytest.raises(ShardError, match=message):
+        loader.load_state_dict(open_raw(other, backend).state_dict())
+
+    assert loader.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"images_consumed": 34}, {"images_consumed": -1}, {"epoch": -1}], ids=str
+)
+def test_a_state_out_of_range_is_refused(packed: PackedDataset, change: dict[str, int]) -> None:
+    loader = open_raw(packed, "torch")
+
+    with pytest.raises(ValueError, match="loader state is out of range"):
+        loader.load_state_dict(loader.state_dict() | change)
+
+
+@pytest.mark.parametrize("state", [{}, {"seed": 0}, {"a": 1}], ids=str)
+def test_what_is_no_state_is_refused(packed: PackedDataset, state: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must have seed, epoch, images_consumed, manifest_sha256"):
+        open_raw(packed, "torch").load_state_dict(state)
+
+
+# backends against each other
+
+
+@every_dtype
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_resident_equals_torch_bit_by_bit_for_two_epochs(
+    packed: PackedDataset, dtype: torch.dtype, augment: bool, drop_last: bool
+) -> None:
+    batches = [
+        read_epochs(
+            open_loader(
+                packed,
+                "train",
+                LoaderConfig(backend=backend, batch_size=5, augment=augment, drop_last=drop_last),
+                dtype=dtype,
+            ),
+            range(2),
+        )
+        for backend in BACKENDS
+    ]
+
+    assert_same(*batches)
+
+
+# leaving early, lifetimes
+
+
+def leave_by_break(loader: Loader) -> None:
+    for _ in loader.epoch(0):
+        break
+
+
+def leave_by_exception(loader: Loader) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        for _ in loader.epoch(0):
+            raise KeyboardInterrupt
+
+
+def leave_by_del(loader: Loader) -> None:
+    batches = loader.epoch(0)
+    next(batches)
+    del batches
+
+
+def leave_by_close(loader: Loader) -> None:
+    batches = loader.epoch(0)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+
+
+def leave_at_the_end(loader: Loader) -> None:
+    for _ in loader.epoch(0):
+        pass
+
+
+def leave_before_the_start(loader: Loader) -> None:
+    loader.epoch(0)
+
+
+LEAVES = [
+    leave_by_break,
+    leave_by_exception,
+    leave_by_del,
+    leave_by_close,
+    leave_at_the_end,
+    leave_before_the_start,
+]
+every_leave = pytest.mark.parametrize("leave", LEAVES, ids=lambda leave: leave.__name__)
+
+
+@every_backend
+@every_leave
+def test_leaving_leaves_no_thread_and_no_process(
+    packed: PackedDataset, backend: str, leave: Callable[[Loader], None]
+) -> None:
+    loader = open_raw(packed, backend)
+
+    with nothing_left_behind():
+        leave(loader)
+
+    assert len(read_epochs(loader, range(1))) == 6
+
+
+@every_backend
+def test_two_iterators_of_one_loader_leave_nothing_behind(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(packed, backend)
+
+    with nothing_left_behind():
+        for _ in zip(loader.epoch(0), loader.epoch(1), strict=True):
+            pass
+        gc.collect()
+        deadline = time.monotonic() + 5
+        while threading.active_count() > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)  # threads of the first may end a moment later
+
+
+@every_backend
+@pytest.mark.parametrize("num_read", [0, 2])
+def test_a_loader_outlives_the_dataset_it_was_opened_with(
+    packed: PackedDataset, backend: str, num_read: int
+) -> None:
+    expected = read_epochs(open_raw(packed, backend), range(1))
+    dataset = open_dataset(packed.folder)
+    split = weakref.ref(dataset.train)
+    loader = open_raw(dataset, backend)
+    batches = loader.epoch(0)
+    read = [keep(batch) for batch in islice(batches, num_read)]
+
+    del dataset, loader
+    gc.collect()
+
+    assert split() is not None
+    assert_same(read + [keep(batch) for batch in batches], expected)
+
+
+@pytest.mark.parametrize("source_class", [PinnedSource, ResidentSource])
+def test_batches_keep_the_memory_that_they_read(
+    packed: PackedDataset, source_class: type[PinnedSource | ResidentSource]
+) -> None:
+    source = source_class(open_dataset(packed.folder).train, *source_arguments(torch.uint8))
+    plan = plan_train(packed)
+    owner = weakref.ref(source)
+
+    batches = source.batches(plan)
+    del source
+    gc.collect()
+
+    assert owner() is not None
+    batches.close()  # type: ignore[attr-defined]
+    del batches
+    assert owner() is None
+
+
+@every_backend
+def test_nothing_is_kept_when_loader_and_dataset_are_dropped(
+    packed: PackedDataset, backend: str
+) -> None:
+    dataset = open_dataset(packed.folder)
+    loader = open_raw(dataset, backend)
+    leave_by_break(loader)
+    owners = [weakref.ref(dataset.train), weakref.ref(loader), weakref.ref(loader.source)]
+
+    del dataset, loader
+
+    assert [owner() for owner in owners] == [None] * 3
+
+
+@every_backend
+def test_an_error_of_a_backend_reaches_the_loop_and_leaves_nothing_behind(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(packed, backend)
+    loader.source.kernel.image_shape = (64, 63, 3)  # the kernel cannot view its buffer so
+
+    with nothing_left_behind(), pytest.raises(RuntimeError, match="shape"):
+        next(loader.epoch(0))
+
+    assert loader.state_dict()["images_consumed"] == 0
+
+
+def read_in_child(loader: Loader, ids: "multiprocessing.SimpleQueue[list[int]]") -> None:
+    ids.put(valid_ids(read_epochs(loader, range(1))))
+
+
+@every_backend
+def test_a_loader_works_in_a_forked_process(packed: PackedDataset, backend: str) -> None:
+    context = multiprocessing.get_context("fork")
+    loader = open_raw(packed, backend)
+    expected = valid_ids(read_epochs(loader, range(1)))
+    half_read = loader.epoch(0)
+    next(half_read)
+
+    ids = context.SimpleQueue()
+    child = context.Process(target=read_in_child, args=(loader, ids))
+    child.start()
+    child.join(30)
+
+    assert child.exitcode == 0
+    assert ids.get() == expected
+    assert valid_ids([keep(batch) for batch in half_read]) == expected[5:]
+
+
+@pytest.mark.slow
+def test_a_process_can_exit_with_an_iterator_half_read(packed: PackedDataset) -> None:
+    code = (
+        "import torch; torch.set_num_threads(3)\n"
+        "from tinyvgg.loading import LoaderConfig, open_loader\n"
+        "from tinyvgg.shards.store import open_dataset\n"
+        f"loader = open_loader(open_dataset({str(packed.folder)!r}), 'train',\n"
+        "                     LoaderConfig(backend='torch', batch_size=5))\n"
+        "batches = iter(loader)\n"
+        "print(next(batches).num_valid)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
+
+
+# the staged path of `pinned`, on streams that are as late as they may be
+
+
+class LateStream:
+    """A stream whose copies happen only when somebody waits for them."""
+
+    def __init__(self) -> None:
+        self.copies: list[Callable[[], object]] = []  # issued, not done
+        self.num_issued = 0
+        self.seen = 0  # operations of the model's stream that it has waited for
+
+    def record_event(self) -> "LateEvent":
+        return LateEvent(self, self.num_issued)
+
+    def wait_event(self, event: "LateEvent") -> None:
+        self.seen = max(self.seen, event.num_issued)
+        event.synchronize()
+
+
+class LateEvent:
+    """The end of the first `num_issued` operations of a stream."""
+
+    def __init__(self, stream: LateStream, num_issued: int) -> None:
+        self.stream, self.num_issued = stream, num_issued
+
+    def synchronize(self) -> None:
+        stream = self.stream
+        num_left = stream.num_issued - self.num_issued
+        while len(stream.copies) > num_left:
+            stream.copies.pop(0)()
+
+
+class LateRuntime(TorchDispatchMode):
+    """A `Runtime` over CPU memory that shows what a real device may do at the worst moment.
+
+    Copies on the copy stream are put off until an event is waited for, so a wait that is missing
+    shows as wrong pixels. `overwritten` counts copies into a slot that the model's stream may
+    still be reading. The model's stream itself runs at once; its reads of slots are counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model_stream, self.copy_streams = LateStream(), list[LateStream]()
+        self.active = self.model_stream
+        self.last_read: dict[int, int] = {}  # address of a slot: operation of the model's stream
+        self.num_allocated = self.overwritten = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if self.active is not self.model_stream:
+            assert func is torch.ops.aten.copy_.default
+            slot = args[0]
+            self.overwritten += self.last_read[slot.data_ptr()] > self.active.seen
+            self.active.copies.append(lambda: slot.copy_(args[1]))
+            self.active.num_issued += 1
+            return slot
+        for value in args:
+            if isinstance(value, Tensor) and value.data_ptr() in self.last_read:
+                self.model_stream.num_issued += 1
+                self.last_read[value.data_ptr()] = self.model_stream.num_issued
+        return func(*args, **(kwargs or {}))
+
+    def new_stream(self) -> LateStream:
+        self.copy_streams.append(LateStream())
+        return self.copy_streams[-1]
+
+    def current_stream(self) -> LateStream:
+        return self.active
+
+    @contextmanager
+    def _active(self, stream: LateStream) -> Iterator[None]:
+        self.active, before = stream, self.active
+        yield
+        self.active = before
+
+    def on_stream(self, stream: LateStream) -> AbstractContextManager[None]:
+        return self._active(stream)
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        slot = torch.full(shape, 99, dtype=dtype)
+        self.last_read[slot.data_ptr()] = 0
+        self.num_allocated += 1
+        return slot
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+
+def source_arguments(dtype: torch.dtype) -> tuple[Any, ...]:
+    return (64, 64, 3), Normalization((0.48, 0.45, 0.4), (0.28, 0.27, 0.29)), dtype, CPU
+
+
+def plan_train(dataset: PackedDataset, **fields: Any) -> Any:
+    settings = {"seed": 1, "epoch": 0, "batch_size": 5, "shuffle": True, "augment": True}
+    return plan_rank_epoch(dataset.train.labels, **{**settings, "drop_last": False, **fields})
+
+
+def open_staged(dataset: PackedDataset, runtime: LateRuntime, dtype: torch.dtype) -> Loader:
+    """Open a loader on the staged path, with crop and flip."""
+    arguments = source_arguments(dtype)
+    source = PinnedSource(dataset.train, *arguments, runtime)
+    config = LoaderConfig(batch_size=5, drop_last=False)
+    return Loader(dataset.train, config, source, "torch", arguments[1], dataset.manifest_sha256)
+
+
+@every_dtype
+def test_the_staged_path_equals_the_cpu_backend(packed: PackedDataset, dtype: torch.dtype) -> None:
+    config = LoaderConfig(backend="torch", batch_size=5, drop_last=False)
+    expected = read_epochs(open_loader(packed, "train", config, dtype=dtype), range(2))
+
+    with LateRuntime() as runtime:
+        batches = read_epochs(open_staged(packed, runtime, dtype), range(2))
+
+    for batch in batches:
+        assert batch.images.dtype == dtype
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    if dtype == torch.uint8:
+        assert_same(batches, expected)
+    bound = {torch.bfloat16: 2**-6, torch.float16: 2**-9}.get(dtype, 1e-6)  # a unit at 2 to 4
+    for batch, other in zip(batches, expected, strict=True):
+        assert torch.equal(batch.ids, other.ids)
+        assert torch.equal(batch.labels, other.labels)
+        assert batch.num_valid == other.num_valid
+        assert (batch.images.float() - other.images.float()).abs().max() <= bound
+
+
+def test_the_staged_path_overwrites_no_slot_that_the_model_may_read(packed: PackedDataset) -> None:
+    with LateRuntime() as runtime:
+        batches = read_epochs(open_staged(packed, runtime, torch.uint8), range(1))
+
+    assert len(batches) == 7
+    assert runtime.num_allocated == NUM_SLOTS
+    assert runtime.model_stream.num_issued >= 7  # it was seen reading
+    assert runtime.overwritten == 0
+
+
+@pytest.mark.parametrize("num_images", [1, 5, 6, 11])
+def test_the_staged_path_works_for_few_steps(packed: PackedDataset, num_images: int) -> None:
+    fields = {"first": 33 - num_images}
+    expected = list(
+        map(
+            keep,
+            PinnedSource(packed.train, *source_arguments(torch.uint8)).batches(
+                plan_train(packed, **fields)
+            ),
+        )
+    )
+
+    with LateRuntime() as runtime:
+        source = PinnedSource(packed.train, *source_arguments(torch.uint8), runtime)
+        batches = list(map(keep, source.batches(plan_train(packed, **fields))))
+
+    assert_same(batches, expected)
+
+
+def test_what_the_staged_path_prefetched_is_not_in_the_state(packed: PackedDataset) -> None:
+    with LateRuntime() as runtime:
+        loader = open_staged(packed, runtime, torch.uint8)
+        counts = [loader.state_dict()["images_consumed"] for _ in loader]
+
+    assert counts == [5, 10, 15, 20, 25, 30, 0]
+
+
+@every_leave
+def test_leaving_the_staged_path_waits_for_its_copies_and_leaves_nothing_behind(
+    packed: PackedDataset, leave: Callable[[Loader], None]
+) -> None:
+    with LateRuntime() as runtime, nothing_left_behind():
+        leave(open_staged(packed, runtime, torch.uint8))
+
+    assert [len(stream.copies) for stream in runtime.copy_streams if stream.copies] == []
+
+
+# several processes
+
+WORKER = """
+import json, os, sys
+import torch.distributed
+from tinyvgg.loading import LoaderConfig, open_loader
+from tinyvgg.shards.store import open_dataset
+
+folder, store, out = sys.argv[1:]
+rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
+)
+dataset, found = open_dataset(folder), {}
+for split, backend in (("train", "torch"), ("val", "resident")):
+    config = LoaderConfig(backend=backend, batch_size=6, seed=4)
+    loader = open_loader(dataset, split, config, dtype=torch.uint8)
+    steps = []
+    for batch in loader.epoch(1):
+        torch.distributed.barrier()  # hangs if the ranks' steps differ in number
+        sums = batch.images.flatten(1).to(torch.int64).sum(1)
+        steps.append([batch.num_valid, batch.ids.tolist(), batch.labels.tolist(), sums.tolist()])
+        if len(steps) == 2:
+            state = loader.state_dict()
+    found[split] = {"steps": steps, "len": len(loader), "state": state}
+with open(out, "w") as file:
+    json.dump(found, file)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def free_threads() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_read_what_one_process_reads(
+    packed: PackedDataset, tmp_path: Path, free_threads: dict[str, str], world_size: int
+) -> None:
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", WORKER, packed.folder),
+                *(tmp_path / "store", tmp_path / f"{rank}.json"),
+            ],
+            env={**free_threads, "RANK": str(rank), "WORLD_SIZE": str(world_size)},
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        assert [process.wait(timeout=60) for process in processes] == [0] * world_size
+    finally:
+        for process in processes:
+            process.kill()
+
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
+    for split in ("train", "val"):
+        config = LoaderConfig(batch_size=6, seed=4)
+        loader = open_loader(packed, split, config, dtype=torch.uint8)
+        expected = []
+        for batch in loader.epoch(1):
+            sums = batch.images.flatten(1).to(torch.int64).sum(1).tolist()
+            expected.append((batch.num_valid, batch.ids.tolist(), batch.labels.tolist(), sums))
+            if len(expected) == 2:
+                state = loader.state_dict()
+        joined = [
+            (
+                sum(part[0] for part in parts),
+                *(sum((part[k] for part in parts), []) for k in (1, 2, 3)),
+            )
+            for parts in zip(*(rank[split]["steps"] for rank in ranks), strict=True)
+        ]
+        assert joined == expected
+        assert all(rank[split]["len"] == len(loader) for rank in ranks)
+        assert all(rank[split]["state"] == state for rank in ranks)
+
+
+# real images
+
+
+@pytest.fixture(scope="module")
+def real_dataset(
+    real_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PackedDataset]:
+    out = tmp_path_factory.mktemp("real") / "packed"
+    pack_images(PackConfig(source=real_images, out=out), lambda split, num: lambda done: None)
+    yield open_dataset(out)
+    for path in out.iterdir():  # 0.6 GB that pytest would keep for three runs
+        path.unlink()
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_on_real_images_resident_equals_torch_bit_by_bit_for_two_epochs(
+    real_dataset: PackedDataset, dtype: torch.dtype
+) -> None:
+    loaders = [
+        open_loader(real_dataset, "train", LoaderConfig(backend=backend, seed=1), dtype=dtype)
+        for backend in BACKENDS
+    ]
+
+    steps = 0
+    for epoch in range(2):
+        for one, other in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(one.ids, other.ids)
+            steps += 1
+
+    assert steps == 2 * (real_dataset.train.num_images // 128)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_on_real_images_resident_goes_on_where_torch_stood_at_10_random_steps(
+    real_dataset: PackedDataset,
+) -> None:
+    config = LoaderConfig(seed=2)
+    resumed = open_loader(real_dataset, "train", replace(config, backend="resident"))
+    loader = open_loader(real_dataset, "train", replace(config, backend="torch"))
+    steps = np.random.default_rng(0).choice(2 * len(loader) - 3, 10, replace=False).tolist()
+
+    step = 0
+    states: dict[int, dict[str, Any]] = {}
+    for _ in range(2):
+        for batch in loader:
+            for start, state in states.items():
+                if start < step <= start + 3:
+                    resumed.load_state_dict(state)
+                    expected = next(iter(resumed))
+                    assert torch.equal(batch.images, expected.images)
+                    assert torch.equal(batch.ids, expected.ids)
+                    assert torch.equal(batch.labels, expected.labels)
+                    states[start] = resumed.state_dict()
+            if step in steps:
+                states[step] = loader.state_dict()
+            step += 1
+
+    assert len(states) == 10
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@every_backend
+def test_on_real_images_every_id_comes_once_an_epoch_with_its_own_pixels(
+    real_dataset: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(real_dataset, backend, batch_size=256, drop_last=False)
+    train = real_dataset.train
+
+    seen = np.zeros(train.num_images, np.int64)
+    for batch in loader.epoch(0):
+        ids = batch.ids[: batch.num_valid].numpy()
+        seen[ids] += 1
+        assert np.array_equal(batch.labels[: batch.num_valid].numpy(), train.labels[ids])
+        stored = train.read_images(ids[:4])
+        assert np.array_equal(batch.images[:4].permute(0, 2, 3, 1).numpy(), stored)
+
+    assert (seen == 1).all()

@@ -1,0 +1,227 @@
+"""The commands as a user types them: real processes, real exit statuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyvgg.cli import COMMANDS, find_flag, main
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def type_command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `tinyvgg …` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tinyvgg.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's quick start on a few synthetic images, two steps long."""
+    root = tmp_path_factory.mktemp("quick-start")
+    for words in (
+        ("synth", "images", "--train-per-class", "8", "--val-per-class", "3"),
+        ("pack", "images", "packed"),
+        ("train", "packed", "--out", "run", "--epochs", "1", "--batch-size", "40"),
+        ("evaluate", "run/best.pt", "packed"),
+    ):
+        done = type_command(*words, cwd=root)
+        assert done.returncode == 0, done.stderr
+        (root / f"{words[0]}.stdout").write_text(done.stdout)
+    return root
+
+
+@pytest.mark.slow
+def test_the_quick_start_leaves_a_run_with_all_its_files(quick_start: Path) -> None:
+    names = {path.name for path in (quick_start / "run").iterdir()}
+
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "metrics.csv",
+        "last.pt",
+        "best.pt",
+        "loss.png",
+        "accuracy.png",
+        "confusion.csv",
+        "confusion.png",
+    }
+
+
+@pytest.mark.slow
+def test_evaluate_prints_every_class_in_the_words_of_the_reference(quick_start: Path) -> None:
+    lines = (quick_start / "evaluate.stdout").read_text().splitlines()
+
+    per_class = [line for line in lines if line.startswith("Accuracy of ")]
+    assert len(per_class) == 10
+    assert all(line.endswith(" %") and " : " in line for line in per_class)
+    averages = [line for line in lines if line.startswith("Accuracy average: ")]
+    expected = json.loads((quick_start / "run" / "metrics.jsonl").read_text())["val_top1"]
+    assert float(averages[0].split()[2]) == pytest.approx(100 * expected, abs=0.01)
+
+
+@pytest.mark.slow
+def test_evaluate_ends_with_status_1_under_the_asked_top1(quick_start: Path) -> None:
+    done = type_command(
+        "evaluate", "run/best.pt", "packed", "--min-top1", "1", "--json", cwd=quick_start
+    )
+
+    assert done.returncode == 1
+    assert "--min-top1 asks for 1.0000; train longer" in done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["num_images"] == 30
+    assert len(document["class_top1"]) == 10
+
+
+@pytest.mark.slow
+def test_train_resumes_with_the_settings_of_the_run(quick_start: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = ("train", quick_start / "packed", "--out", run, "--amp", "off", "--epochs", "2")
+    options = ("--batch-size", "40", "--dropout", "0.25", "--limit-steps", "1")
+
+    stopped = type_command(*first, *options)
+    resumed = type_command("train", quick_start / "packed", "--out", run, "--resume", "--json")
+
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped at step 1; --resume goes on" in stopped.stdout
+    assert resumed.returncode == 0, resumed.stderr
+    document = json.loads(resumed.stdout.splitlines()[-1])
+    assert document["step"] == 4
+    assert [metrics["epoch"] for metrics in document["history"]] == [0, 1]
+
+
+@pytest.mark.slow
+def test_recipe_seed_prints_the_reference_line(quick_start: Path, tmp_path: Path) -> None:
+    done = type_command(
+        "train", quick_start / "packed", "--out", tmp_path / "run", "--recipe", "seed",
+        "--batch-size", "8", "--epochs", "1", "--log-every", "5",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [line.split("]")[0] for line in lines] == ["[1,     5", "[1,    10"]
+    assert "] loss: 2.3" in lines[0]
+    assert "accuracy: " in lines[0]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(quick_start: Path, tmp_path: Path) -> None:
+    words = ["train", str(quick_start / "packed"), "--epochs", "1", "--batch-size", "16"]
+    words += ["--amp", "off", "--dropout", "0", "--device", "cpu"]
+    one = type_command(*words, "--out", tmp_path / "one")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "-m", "tinyvgg.cli"]
+    two = subprocess.run(
+        [*launcher, *words, "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+    assert one.returncode == two.returncode == 0, two.stderr
+    read = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "two")]
+    for key in ("train_loss", "val_loss"):
+        assert read[0][key] == pytest.approx(read[1][key], rel=1e-3)
+
+
+def test_verify_and_inspect_of_a_good_folder(packed: object) -> None:
+    folder = packed.folder  # type: ignore[attr-defined]
+
+    verified = type_command("verify", folder, "--json")
+    inspected = type_command("inspect", folder, "--json")
+
+    assert verified.returncode == 0
+    assert json.loads(verified.stdout.splitlines()[-1])["damages"] == []
+    description = json.loads(inspected.stdout.splitlines()[-1])
+    assert description["splits"]["train"]["num_images"] == 33
+
+
+def test_verify_of_a_damaged_folder_names_the_images_and_ends_with_status_1(
+    packed: object,
+) -> None:
+    path = packed.folder / "train-00001.npy"  # type: ignore[attr-defined]
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+
+    done = type_command("verify", path.parent)
+
+    assert done.returncode == 1
+    assert "train-00001.npy: images 10 to 19 of the split are damaged" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["pack", "nowhere", "out"], 1, "tinyvgg pack: nowhere: no such folder or zip"),
+        (["inspect", "nowhere"], 1, "tinyvgg inspect: nowhere: no such folder"),
+        (["train", "nowhere", "--out", "run"], 1, "tinyvgg train: nowhere: no such folder"),
+        (["train", "p", "--out", "nowhere", "--resume"], 1, "nowhere: no run to go on with"),
+        (["evaluate", "no.pt", "packed"], 1, "tinyvgg evaluate: no.pt: no such checkpoint"),
+        (["train", "p", "--out", "r", "--epochs", "0"], 2, "epochs must be at least 1, got 0"),
+        (["pack"], 2, "SOURCE"),
+        (["fly"], 2, "tinyvgg: command must be one of synth, download, pack"),
+    ],
+)
+def test_bad_input_ends_with_its_status_and_no_traceback(
+    words: list[str], status: int, message: str, tmp_path: Path
+) -> None:
+    done = type_command(*words, cwd=tmp_path)
+
+    assert done.returncode == status
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_device_is_refused_by_name(packed: object, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("NOT RUN: this machine has CUDA")
+    folder = packed.folder  # type: ignore[attr-defined]
+
+    done = type_command("train", folder, "--out", tmp_path / "run", "--device", "cuda")
+
+    assert done.returncode == 1
+    assert "device 'cuda': this machine's accelerator is none" in done.stderr
+
+
+def test_both_doors_print_the_same_help() -> None:
+    tool = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / "pack_dataset.py"), "--help"],
+        capture_output=True,
+        text=True,
+    )
+
+    assert tool.returncode == 0
+    assert tool.stdout == type_command("pack", "--help").stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_a_line_in_the_list(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: tinyvgg {command}" in capsys.readouterr().out
+
+    assert main(["--help"]) == 0
+    assert f"\n  {command} " in capsys.readouterr().out
+
+
+def test_flags_are_found_before_they_are_parsed() -> None:
+    assert find_flag(["--recipe", "seed"], "--recipe") == "seed"
+    assert find_flag(["--recipe=seed"], "--recipe") == "seed"
+    assert find_flag(["--resume"], "--recipe") is None
