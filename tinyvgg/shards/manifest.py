@@ -49,7 +49,7 @@ class ImageFormat(_Record):
 class ClassRecord(_Record):
     """One class: its folder, which is its name, and its words (empty if nobody gave any)."""
 
-    folder: Annotated[str, Field(min_length=1)]
+    folder: Annotated[str, Field(pattern=r"^[^/\x00]+$")]
     words: str
 
 
@@ -114,6 +114,8 @@ class Manifest(_Record):
         folders = [record.folder for record in self.classes]
         if folders != sorted(set(folders)):
             raise ValueError("class folders are not sorted, or one is there twice")
+        if not {".", ".."}.isdisjoint(folders):
+            raise ValueError("a class folder is '.' or '..'")
         for split in SPLITS:
             for index, shard in enumerate(self.split(split).shards):
                 expected = shard_file_names(split, index)
@@ -158,18 +160,21 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{name}: not a manifest ({error}); pack the images again") from error
     version = fields.get("format") if isinstance(fields, dict) else None
-    if version != FORMAT or isinstance(version, bool):
+    if version != FORMAT or type(version) is not int:
         shown = re.sub(r"\s+", " ", repr(version))[:40]
         raise ShardError(
             f"{name}: format {shown}, this tinyvgg reads {FORMAT}; "
             "upgrade tinyvgg or run 'tinyvgg pack' again"
         )
     try:
-        return Manifest.model_validate(fields)
+        manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise ShardError(f"{name}: {where}: {first['msg']}; pack the images again") from error
+    if json.dumps(manifest.model_dump(), sort_keys=True) != json.dumps(fields, sort_keys=True):
+        raise ShardError(f"{name}: a field is missing, or a float is an int; pack the images again")
+    return manifest
 
 
 def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -296,22 +296,11 @@ def _open_split(folder: Path, manifest: Manifest, name: str) -> Split:
 
 def _open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
     image = manifest.image
-    image_shape = (record.num_images, image.height, image.width, image.channels)
-    header = npy_header(image_shape, "|u1")
-    _check_file(folder / record.images, header, record.num_images * image.num_bytes)
-    labels_header = npy_header((record.num_images,), "<i8")
-    _check_file(folder / record.labels, labels_header, record.num_images * 8)
-    for given, expected, path in (
-        (record.image_bytes, len(header) + record.num_images * image.num_bytes, record.images),
-        (record.label_bytes, len(labels_header) + record.num_images * 8, record.labels),
-    ):
-        if given != expected:
-            raise ShardError(
-                f"{folder / MANIFEST_NAME}: {path} is given {given:,} bytes, its shape needs "
-                f"{expected:,}; pack the images again"
-            )
-    images = np.memmap(folder / record.images, np.uint8, "r", offset=len(header), shape=image_shape)
-    labels = np.fromfile(folder / record.labels, "<i8", offset=len(labels_header))
+    shape = (record.num_images, image.height, image.width, image.channels)
+    offset = _check_images(folder, manifest, record)
+    images = np.memmap(folder / record.images, np.uint8, "r", offset=offset, shape=shape)
+    offset = _check_labels(folder, record)
+    labels = np.fromfile(folder / record.labels, "<i8", offset=offset)
     if labels.min() < 0 or labels.max() >= len(manifest.classes):
         raise ShardError(
             f"{folder / record.labels}: labels {labels.min()} to {labels.max()}, expected 0 to "
@@ -320,13 +309,38 @@ def _open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
     return Shard(record, np.asarray(images), labels.astype(np.int64, copy=False))
 
 
-def _check_file(path: Path, header: bytes, body_bytes: int) -> None:
-    """Raise `ShardError` unless the file has this header and exactly this size."""
+def _check_images(folder: Path, manifest: Manifest, record: ShardRecord) -> int:
+    """Check size and header of an image file, and return where the images begin."""
+    image = manifest.image
+    shape = (record.num_images, image.height, image.width, image.channels)
+    header = npy_header(shape, "|u1")
+    body_bytes = record.num_images * image.num_bytes
+    return _check_file(folder / record.images, header, body_bytes, record.image_bytes)
+
+
+def _check_labels(folder: Path, record: ShardRecord) -> int:
+    """Check size and header of a label file, and return where the labels begin."""
+    header = npy_header((record.num_images,), "<i8")
+    return _check_file(folder / record.labels, header, record.num_images * 8, record.label_bytes)
+
+
+def _check_file(path: Path, header: bytes, body_bytes: int, given_bytes: int) -> int:
+    """Return the length of the header.
+
+    Raises:
+        ShardError: the file has another header or size, or the manifest another size.
+    """
+    expected = len(header) + body_bytes
+    if given_bytes != expected:
+        raise ShardError(
+            f"{path.with_name(MANIFEST_NAME)}: {path.name} is given {given_bytes:,} bytes, its "
+            f"shape needs {expected:,}; pack the images again"
+        )
     try:
         num_bytes = path.stat().st_size
-        if num_bytes != len(header) + body_bytes:
+        if num_bytes != expected:
             raise ShardError(
-                f"{path}: {num_bytes:,} bytes, manifest says {len(header) + body_bytes:,}; "
+                f"{path}: {num_bytes:,} bytes, manifest says {expected:,}; "
                 "the copy was cut short or is another file's, copy or pack it again"
             )
         with path.open("rb") as file:
@@ -335,42 +349,78 @@ def _check_file(path: Path, header: bytes, body_bytes: int) -> None:
         raise ShardError(f"{path}: {error.strerror}; copy or pack it again") from error
     if found != header:
         raise ShardError(f"{path}: its npy header is damaged; copy or pack it again")
+    return len(header)
 
 
 def _verify_shard(
     folder: Path, manifest: Manifest, record: ShardRecord, first_row: int
 ) -> Iterator[str]:
     """Yield a line for each damage of one shard whose first image is `first_row` of the split."""
+    damages = [
+        *_verify_images(folder, manifest, record, first_row),
+        *_verify_labels(folder, record, first_row),
+    ]
+    yield from damages
+    if not damages:
+        try:
+            _open_shard(folder, manifest, record)
+        except ShardError as error:  # labels beyond the classes
+            yield str(error)
+
+
+def _verify_images(
+    folder: Path, manifest: Manifest, record: ShardRecord, first_row: int
+) -> Iterator[str]:
+    path = folder / record.images
     try:
-        shard = _open_shard(folder, manifest, record)
-        images_sha256 = _file_sha256(folder / record.images)
-        labels_sha256 = _file_sha256(folder / record.labels)
+        header_bytes = _check_images(folder, manifest, record)
+        block_bytes = BLOCK_ROWS * manifest.image.num_bytes
+        sha256, block_crc32 = _read_checksums(path, header_bytes, block_bytes)
     except ShardError as error:
         yield str(error)
         return
-    if labels_sha256 != record.labels_sha256:
-        yield f"{folder / record.labels}: labels differ from the manifest; pack the images again"
-    if images_sha256 == record.images_sha256:
-        return
-    image_rows = shard.images.reshape(record.num_images, -1)
     bad_blocks = [
         block
-        for block, crc32 in enumerate(record.block_crc32)
-        if zlib.crc32(image_rows[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS].data) != crc32
+        for block, (found, given) in enumerate(zip(block_crc32, record.block_crc32, strict=False))
+        if found != given
     ]
+    if (sha256 == record.images_sha256) != (not bad_blocks):
+        yield (
+            f"{path}: its SHA-256 and its CRC-32 in the manifest contradict each other; "
+            "the manifest is damaged, pack the images again"
+        )
+        return
     for block in bad_blocks:
         last = min((block + 1) * BLOCK_ROWS, record.num_images) - 1
         yield (
-            f"{folder / record.images}: images {first_row + block * BLOCK_ROWS:,} to "
+            f"{path}: images {first_row + block * BLOCK_ROWS:,} to "
             f"{first_row + last:,} of the split are damaged; copy or pack them again"
         )
-    if not bad_blocks:
+
+
+def _verify_labels(folder: Path, record: ShardRecord, first_row: int) -> Iterator[str]:
+    path = folder / record.labels
+    try:
+        sha256, _ = _read_checksums(path, _check_labels(folder, record), record.num_images * 8)
+    except ShardError as error:
+        yield str(error)
+        return
+    if sha256 != record.labels_sha256:
         yield (
-            f"{folder / record.images}: SHA-256 {images_sha256[:12]}…, manifest says "
-            f"{record.images_sha256[:12]}…; the manifest is damaged, pack the images again"
+            f"{path}: labels of images {first_row:,} to {first_row + record.num_images - 1:,} of "
+            "the split are damaged; copy or pack them again"
         )
 
 
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read_checksums(path: Path, header_bytes: int, block_bytes: int) -> tuple[str, list[int]]:
+    """Return the SHA-256 of a file, and the CRC-32 of each block behind its header."""
+    block_crc32 = []
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256(file.read(header_bytes))
+            while block := file.read(block_bytes):
+                digest.update(block)
+                block_crc32.append(zlib.crc32(block))
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}; copy or pack it again") from error
+    return digest.hexdigest(), block_crc32
