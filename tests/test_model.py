@@ -105,3 +105,22 @@ def test_channels_last_forward_equals_contiguous_float32(dtype: torch.dtype, bou
         expected, _ = plain(images)
 
     assert relative_error(found.float(), expected) < bound
+
+
+@pytest.mark.parametrize("pixels", [48, 63, 64, 80, 95])
+def test_logits_without_features_equal_the_reference_forward_and_its_gradients(
+    pixels: int,
+) -> None:
+    torch.manual_seed(pixels)
+    model = VGG_Net(10, dropout=0.0).double()
+    initialize_he(model)
+    images = torch.randn(2, 3, pixels, pixels, dtype=torch.float64)
+    images = images.contiguous(memory_format=torch.channels_last)
+    results = []
+    for compute in (lambda: model(images)[0], lambda: model.compute_logits(images)):
+        model.zero_grad()
+        logits = compute()
+        nn.functional.cross_entropy(logits, torch.tensor([1, 2])).backward()
+        results.append([logits.detach(), *(p.grad for p in model.parameters())])
+
+    assert all(relative_error(b, a) < 1e-12 for a, b in zip(*results, strict=True))

@@ -1,19 +1,24 @@
 """The network: `VGG_Net`, the reference network tensor for tensor.
 
 From: `loading`, which gives normalized images [B, 3, H, W], channels-last.
-To:   `training` and `inference`, which get logits [B, K] and features.
+To:   `training` and `inference`, which get logits [B, K], and features if they ask for them.
 
 B images, K classes, H and W 48 to 95 pixels.
 
 Ten 3 x 3 convolutions with bias and ReLU, 64, 64 | 128, 128 | 256 x 3 | 512 x 3, a max-pool and
 a dropout after each group, all in one `nn.Sequential` named `conv`, so that a checkpoint of the
 reference loads as it is; then AvgPool2d(3), three hidden layers and the classifier.
-`AvgPool2d(3)` on the 4 x 4 map of a 64-pixel image keeps the top-left 3 x 3 and drops a row and
-a column; that is the reference, kept.
+
+The same logits for less work, exactly, when no features are asked for (`compute_logits`):
+  * `AvgPool2d(3)` on the 4 x 4 map of a 64-pixel image keeps the top-left 3 x 3 and drops a row
+    and a column. What only feeds the dropped part is not computed: 36 of 64 positions of the
+    last convolution, 49 of 64 of the one before; 8.9 % of all operations.
+  * ReLU and max-pool commute. After the pool, ReLU has a quarter of the values to go through.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 STAGE_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
 MIN_PIXELS, MAX_PIXELS = 48, 95  # four halvings must leave 3 to 5, so that one 3 x 3 mean fits
@@ -54,11 +59,61 @@ class VGG_Net(nn.Module):  # noqa: N801 - the published name
             logits [B, K] and features [B, 512, H // 16, W // 16], the output of `conv`.
         """
         features = self.conv(images)
+        return self._classify(features), features
+
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """Return the logits [B, K] of `forward`, without what only features would need."""
+        hidden = images
+        convolutions = [layer for layer in self.conv if isinstance(layer, nn.Conv2d)]
+        dropout = self.conv[-1]
+        for stage in STAGE_CHANNELS:
+            layers, convolutions = convolutions[: len(stage)], convolutions[len(stage) :]
+            if convolutions:
+                for layer in layers[:-1]:
+                    hidden = functional.relu(layer(hidden), inplace=True)
+                hidden = layers[-1](hidden)
+            else:
+                hidden = _convolve_needed_part(layers, hidden)
+            hidden = dropout(functional.relu(functional.max_pool2d(hidden, 2), inplace=True))
+        return self._classify(hidden)
+
+    def _classify(self, features: Tensor) -> Tensor:
         hidden = self.avg_pool(features).flatten(1)
-        hidden = torch.relu(self.fc1(hidden))
-        hidden = torch.relu(self.fc2(hidden))
-        hidden = torch.relu(self.fc3(hidden))
-        return self.classifier(hidden), features
+        for layer in (self.fc1, self.fc2, self.fc3):
+            hidden = functional.relu(layer(hidden))
+        logits: Tensor = self.classifier(hidden)
+        return logits
+
+
+def _convolve_needed_part(layers: list[nn.Conv2d], images: Tensor) -> Tensor:
+    """Convolve the last stage, for the top-left 6 x 6 outputs that reach the 3 x 3 mean.
+
+    A 3 x 3 convolution needs one more row and column of input than it has outputs; on the top
+    and left it has its padding. ReLU follows every layer but the last.
+    """
+    for position, layer in enumerate(layers):
+        needed = 6 + len(layers) - 1 - position
+        height, width = (min(needed, size) for size in images.shape[2:])
+        if (height, width) == tuple(images.shape[2:]):
+            images = layer(images)
+        else:
+            part = functional.pad(images[:, :, : height + 1, : width + 1], (1, 0, 1, 0))
+            images = functional.conv2d(part, layer.weight, layer.bias)
+        if position + 1 < len(layers):
+            images = functional.relu(images, inplace=True)
+    return images
+
+
+class LogitsOnly(nn.Module):
+    """Calls `compute_logits` as a module, which DistributedDataParallel needs."""
+
+    def __init__(self, model: VGG_Net) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, K]."""
+        return self.model.compute_logits(images)
 
 
 def initialize_he(model: nn.Module) -> None:

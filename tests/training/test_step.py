@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tinyvgg.loading.batch import Batch
-from tinyvgg.model import VGG_Net
+from tinyvgg.model import LogitsOnly, VGG_Net
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.state import build_model
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer, learning_rate_at
@@ -62,7 +62,7 @@ def test_meter_reads_the_mean_over_images_of_batches_of_different_size() -> None
 
 
 @pytest.mark.slow
-def test_ten_steps_of_recipe_seed_equal_a_plain_loop(
+def test_ten_steps_of_recipe_seed_follow_a_plain_loop(
     make_config: Callable[..., TrainConfig],
 ) -> None:
     config = make_config(
@@ -81,11 +81,14 @@ def test_ten_steps_of_recipe_seed_equal_a_plain_loop(
         expected.append(loss.item())
 
     model = build_model(config, 100)
-    take_step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
+    take_step = TrainStep(
+        LogitsOnly(model), build_optimizer(model, config), config, "off", CPU, False
+    )
     torch.manual_seed(1)
     found = [take_step(batch, 1e-4)[0].item() for batch in batches]
 
-    assert found == expected
+    # trimmed convolutions add up in another order; ten steps of Adam keep the difference small
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -99,7 +102,7 @@ def test_compiled_step_has_no_graph_break_and_the_loss_of_eager(
     for compiled in (False, True):  # a graph break raises: the step is compiled with fullgraph
         model = build_model(config, 10)
         optimizer = build_optimizer(model, config)
-        take_step = TrainStep(model, optimizer, config, "off", CPU, compiled)
+        take_step = TrainStep(LogitsOnly(model), optimizer, config, "off", CPU, compiled)
         losses.append(torch.stack([take_step(batch, 1e-3)[0].detach() for _ in range(3)]))
 
     assert relative_error(losses[1], losses[0]) < 1e-4

@@ -73,7 +73,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_network(
-    network: nn.Module,
+    network: VGG_Net,
     loader: BatchLoader,
     num_classes: int,
     *,
@@ -84,7 +84,7 @@ def evaluate_network(
     """Score a network on one pass of a loader, on all ranks together.
 
     Args:
-        network: returns (logits [B, K], features); put into eval mode, and back.
+        network: gives logits [B, K]; put into eval mode, and back.
         loader: not shuffled or shuffled, with padding or without: every image counts once.
         num_classes: K.
         amp: "off", "bf16" or "fp16".
@@ -98,7 +98,7 @@ def evaluate_network(
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
     for batch in loader.epoch(0):
         with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-            logits, _ = network(batch.images)
+            logits = network.compute_logits(batch.images)
         logits, labels = logits[: batch.num_valid].float(), batch.labels[: batch.num_valid]
         loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum")
         best = logits.topk(min(5, num_classes), dim=1).indices

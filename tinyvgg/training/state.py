@@ -13,7 +13,7 @@ from torch import nn
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.open import Loader, open_loader
-from tinyvgg.model import VGG_Net, check_image_size, initialize_he
+from tinyvgg.model import LogitsOnly, VGG_Net, check_image_size, initialize_he
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, probe_amp
 from tinyvgg.training.config import REFERENCE_MEAN, REFERENCE_STD, TrainConfig
@@ -161,9 +161,9 @@ def open_training(
     dtype = AMP_DTYPES[amp]
     loader = open_loader(dataset, "train", loader_config, device=device, dtype=dtype)
     model = build_model(config, len(dataset.class_names)).to(device)
-    network: nn.Module = model
+    network: nn.Module = LogitsOnly(model)
     if loader.world_size > 1:
-        network = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        network = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
     training = Training(config, dataset, loader, model, network, amp, device, compiled)
     if checkpoint is not None:
         training.load_checkpoint(checkpoint)

@@ -83,7 +83,7 @@ class TrainStep:
     """Forward, backward and update of one batch.
 
     Args:
-        network: VGG_Net, or that in DistributedDataParallel.
+        network: images to logits; LogitsOnly, or that in DistributedDataParallel.
         optimizer: of its parameters.
         config: the recipe.
         amp: "off", "bf16" or "fp16", resolved.
@@ -115,8 +115,7 @@ class TrainStep:
             labels: int64 [B].
         """
         with torch.autocast(self.device.type, AMP_DTYPES[self.amp], enabled=self.amp != "off"):
-            logits, _ = self.network(images)
-        logits = logits.float()
+            logits = self.network(images).float()
         loss = nn.functional.cross_entropy(
             logits, labels, label_smoothing=self.config.label_smoothing
         )
