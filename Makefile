@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The torch that records and tests were made with; another one: make setup TORCH="torch torchvision"
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 K ?=
-EPOCHS ?= $(if $(DATA),1,6)
+EPOCHS ?= $(if $(DATA),1,5)
 BIN := .venv/bin
 DEMO := demo
 
@@ -43,5 +43,5 @@ demo: setup
 	rm -rf $(DEMO)
 	$(if $(DATA),,$(BIN)/tinyvgg synth $(DEMO)/images)
 	$(BIN)/tinyvgg pack $(or $(DATA),$(DEMO)/images) $(DEMO)/packed
-	$(BIN)/tinyvgg train $(DEMO)/packed --out $(DEMO)/run --epochs $(EPOCHS)
+	$(BIN)/tinyvgg train $(DEMO)/packed --out $(DEMO)/run --epochs $(EPOCHS) $(if $(DATA),,--batch-size 32)
 	$(BIN)/tinyvgg evaluate $(DEMO)/run/best.pt $(DEMO)/packed $(if $(DATA),,--min-top1 0.9)

@@ -383,7 +383,7 @@ def render_help() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 data or machine, 2 usage."""
-    command, *rest = sys.argv[1:] if argv is None else argv or ["--help"]
+    command, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if command in ("-h", "--help"):
         print(render_help())
         return 0
@@ -394,6 +394,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = ", ".join(COMMANDS)
         print(f"tinyvgg: command must be one of {names}, got {command!r}", file=sys.stderr)
         return 2
+    if command == "train" and argv is None:
+        from tinyvgg.training.process import restart_for_training
+
+        restart_for_training(sys.argv[1:])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     try:
         return COMMANDS[command](rest)

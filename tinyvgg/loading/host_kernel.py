@@ -50,7 +50,7 @@ def _crop_row(source, y, dy, dx, flip, fill, row):  # type: ignore[no-untyped-de
     height, values = source.shape
     width = values // 3
     source_y = y + dy
-    first = min(max(0, -dx), width)  # columns first to last of the crop are inside the image
+    first = max(0, -dx)  # columns first to last of the crop are inside the image
     last = max(first, min(width, width - dx))
     if source_y < 0 or source_y >= height:
         first = last = 0

@@ -1,6 +1,6 @@
 """Where the halves meet: the on-disk format and the only code that knows its file names.
 
-`open_dataset` is resolved when it is first asked for, so that `verify --help` imports no numpy.
+`open_dataset` is resolved when it is first asked for, so that `--help` is instant.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,0 +1,1 @@
+"""Benchmarks: each stage beside its ceiling and beside what a user would pick instead."""

@@ -1,0 +1,270 @@
+"""Measure: arms side by side, interleaved, each in a fresh process, and what may be said of them.
+
+    arm         "benchmarks.loaders:tinyvgg_torch" and keyword arguments; the function prepares
+                and returns `work`, which does one unit and returns how many images it was
+    window      at least `window_sec` of units; the device is synchronized at its edges only
+    repeat      every arm once, in a process of its own, in a new order; 5 or more of them
+
+A process warms up until three windows in a row agree within 5 % (or 30 s), then measures. A
+repeat's figure is the median of its windows; an arm's is the median over repeats. A ratio of two
+arms is the median of its repeats' ratios, with a bootstrap interval of 95 %; an interval that
+includes 1 is "no difference". A machine that was busy before the first arm is flagged.
+
+A record (JSON, one file in records/) holds every window, the configuration and the machine.
+"""
+
+import importlib
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).parent / "records"
+SCHEMA = 1
+BUSY_LOAD = 0.3  # load average a core, above which other work disturbs the figures
+
+Work = Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to measure.
+
+    Attributes:
+        name: in tables.
+        target: "module:function"; called with `options`, returns the work.
+        options: JSON values.
+        window_sec: least length of a window.
+        num_windows: measured in each process after the warm-up.
+        min_warm_windows: windows thrown away at least; 0 for whole commands.
+        environment: variables to set before the process starts.
+    """
+
+    name: str
+    target: str
+    options: dict[str, Any] = field(default_factory=dict)
+    window_sec: float = 0.5
+    num_windows: int = 5
+    min_warm_windows: int = 2
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What an arm did, in images/sec.
+
+    Attributes:
+        arm: as it was asked for.
+        windows: raw rates, a list for each repeat.
+    """
+
+    arm: Arm
+    windows: list[list[float]]
+
+    @property
+    def repeats(self) -> list[float]:
+        """Median of each repeat."""
+        return [statistics.median(rates) for rates in self.windows]
+
+    @property
+    def images_per_sec(self) -> float:
+        """Median over repeats."""
+        return statistics.median(self.repeats)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile of the repeats."""
+        first, _, third = statistics.quantiles(self.repeats, n=4, method="inclusive")
+        return first, third
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster one arm is than another: median and 95 % bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether the interval excludes 1 and the effect is over 2 %."""
+        return not self.low <= 1 <= self.high and abs(self.median - 1) > 0.02
+
+
+def compare(measured: Measurement, baseline: Measurement) -> Ratio:
+    """Return measured over baseline, repeat by repeat: they ran next to each other."""
+    ratios = [a / b for a, b in zip(measured.repeats, baseline.repeats, strict=True)]
+    generator = random.Random(0)
+    medians = sorted(
+        statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(2000)
+    )
+    return Ratio(statistics.median(ratios), medians[50], medians[-51])
+
+
+def measure(arms: Sequence[Arm], *, num_repeats: int = 5) -> dict[str, Measurement]:
+    """Measure arms interleaved, each repeat in another order, and return them by name."""
+    windows: dict[str, list[list[float]]] = {arm.name: [] for arm in arms}
+    for repeat in range(num_repeats):
+        order = random.Random(repeat).sample(list(arms), len(arms))
+        for arm in order:
+            rates = measure_once(arm)
+            windows[arm.name].append(rates)
+            median = statistics.median(rates)
+            print(f"repeat {repeat + 1}: {arm.name}: {median:,.1f} images/sec", file=sys.stderr)
+    return {arm.name: Measurement(arm, windows[arm.name]) for arm in arms}
+
+
+def measure_once(arm: Arm) -> list[float]:
+    """Run one arm in a fresh process and return the rates of its windows, in images/sec."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.measure", json.dumps(asdict(arm))],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **arm.environment},
+        check=True,
+    )
+    rates: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return rates
+
+
+def run_arm(arm: Arm) -> list[float]:
+    """Warm up and measure, in this process."""
+    module, _, function = arm.target.partition(":")
+    work: Work = getattr(importlib.import_module(module), function)(**arm.options)
+    warm: list[float] = []
+    started = time.perf_counter()
+    while len(warm) < arm.min_warm_windows or (
+        arm.min_warm_windows and not _agree(warm[-3:]) and time.perf_counter() - started < 30
+    ):
+        warm.append(_time_window(work, arm.window_sec))
+    return [_time_window(work, arm.window_sec) for _ in range(arm.num_windows)]
+
+
+def _agree(rates: list[float]) -> bool:
+    return len(rates) == 3 and max(rates) <= 1.05 * min(rates)
+
+
+def _time_window(work: Work, window_sec: float) -> float:
+    num_images = 0
+    started = time.perf_counter()
+    while True:
+        num_images += work()
+        elapsed_sec = time.perf_counter() - started
+        if elapsed_sec >= window_sec:
+            return num_images / elapsed_sec
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what a record must say of the machine, the versions and the checkout."""
+
+    def output_of(*words: str) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
+        return done.stdout.strip()
+
+    cpu_info = Path("/proc/cpuinfo")
+    fields = dict(
+        (part.strip() for part in line.partition(":")[::2])
+        for line in (cpu_info.read_text().splitlines() if cpu_info.exists() else [])
+    )
+    flags = set(fields.get("flags", "").split())
+    load = os.getloadavg()[0]
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    import torch
+
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": output_of("git", "rev-parse", "HEAD"),
+        "is_dirty": bool(output_of("git", "status", "--porcelain", "--", ":!records")),
+        "cpu": fields.get("model name", platform.processor()),
+        "cpu_family_model": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
+        "cpu_flags": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
+        "num_cores": num_cores,
+        "load_average": load,
+        "is_busy": load > BUSY_LOAD * (num_cores or 1),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def write_record(
+    name: str,
+    claim: str,
+    machine: dict[str, Any],
+    measurements: dict[str, Measurement],
+    bars: Sequence[dict[str, Any]],
+) -> Path:
+    """Write one record and return its path.
+
+    Args:
+        name: of the benchmark; records are named date-name-commit.json.
+        claim: what was measured, in one sentence.
+        machine: `describe_machine()`, taken before the first arm.
+        measurements: by arm name.
+        bars: from `make_bar`.
+    """
+    RECORDS.mkdir(exist_ok=True)
+    document = {
+        "schema": SCHEMA,
+        "name": name,
+        "claim": claim,
+        "machine": {**machine, "load_average_after": os.getloadavg()[0]},
+        "arms": [
+            {
+                **asdict(measurement.arm),
+                "images_per_sec": measurement.images_per_sec,
+                "quartiles": measurement.quartiles,
+                "windows": measurement.windows,
+            }
+            for measurement in measurements.values()
+        ],
+        "bars": list(bars),
+    }
+    path = RECORDS / f"{machine['date'][:10]}-{name}-{machine['commit'][:8]}.json"
+    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def make_bar(
+    measured: Measurement, baseline: Measurement, what: str, at_least: float
+) -> dict[str, Any]:
+    """Return one line of a record's bars: a ratio, what it should be, whether it is."""
+    ratio = compare(measured, baseline)
+    return {
+        "what": what,
+        "measured": measured.arm.name,
+        "baseline": baseline.arm.name,
+        "ratio": ratio.median,
+        "low": ratio.low,
+        "high": ratio.high,
+        "at_least": at_least,
+        "is_met": ratio.median >= at_least,
+    }
+
+
+def print_table(measurements: dict[str, Measurement], bars: Sequence[dict[str, Any]]) -> None:
+    """Print rates and bars."""
+    for name, measurement in measurements.items():
+        low, high = measurement.quartiles
+        rate = measurement.images_per_sec
+        print(f"{name:<44} {rate:>12,.1f} images/sec   [{low:,.1f} to {high:,.1f}]")
+    for bar in bars:
+        verdict = "met" if bar["is_met"] else "NOT MET"
+        print(
+            f"{bar['what']}: {bar['ratio']:.3f} [{bar['low']:.3f} to {bar['high']:.3f}], "
+            f"bar {bar['at_least']}: {verdict}"
+        )
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_arm(Arm(**json.loads(sys.argv[1])))))

@@ -1,0 +1,142 @@
+"""Pack: the whole command, beside its two ceilings and a Pillow loop.
+
+    python -m benchmarks.pack SOURCE [--scratch FOLDER] [--repeats 5]
+
+SOURCE is a folder or zip of real images. Each window is one whole run over all of them, in a
+fresh process. The ceilings use the same functions on the same files: reading, decoding and
+SHA-256 on two threads without writing; writing and syncing the same bytes into the same folder.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import (
+    Arm,
+    Work,
+    describe_machine,
+    make_bar,
+    measure,
+    print_table,
+    write_record,
+)
+from tinyvgg.packing.decode import decode_image
+from tinyvgg.packing.folders import SourceImage, list_images
+
+PIXELS = 64
+
+
+def pack_command(source: str, scratch: str) -> Work:
+    """`tinyvgg pack SOURCE OUT` as a user types it, start of Python included."""
+    num_images = sum(len(images) for images in list_images(Path(source)).splits.values())
+
+    def work() -> int:
+        out = Path(scratch) / "packed"
+        shutil.rmtree(out, ignore_errors=True)
+        words = [sys.executable, "-m", "tinyvgg.cli", "pack", source, str(out)]
+        subprocess.run(words, check=True, capture_output=True)
+        return num_images
+
+    return work
+
+
+def read_decode_hash(source: str) -> Work:
+    """Ceiling: read, decode and hash on two threads; nothing is written."""
+    opened = list_images(Path(source))
+    images = [image for split in opened.splits.values() for image in split]
+    parts = [images[start : start + 256] for start in range(0, len(images), 256)]
+
+    def decode_part(part: list[SourceImage]) -> None:
+        pixels = np.empty((len(part), PIXELS, PIXELS, 3), np.uint8)
+        for image, row in zip(part, pixels, strict=True):
+            decode_image(opened.tree.read_file(image.path), row)
+        hashlib.sha256(pixels.data)
+
+    def work() -> int:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(decode_part, parts))
+        return len(images)
+
+    return work
+
+
+def write_sync(source: str, scratch: str) -> Work:
+    """Ceiling: write and fsync the same bytes, in files of 5,000 images, one after the other."""
+    num_images = sum(len(images) for images in list_images(Path(source)).splits.values())
+    shard = np.random.default_rng(0).integers(0, 256, (5000, PIXELS, PIXELS, 3)).astype(np.uint8)
+    folder = Path(scratch) / "written"
+
+    def work() -> int:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for index in range(num_images // 5000):
+            with (folder / f"{index}.npy").open("wb", buffering=0) as file:
+                file.write(shard.data)
+                os.fsync(file.fileno())
+        return num_images
+
+    return work
+
+
+def pillow_loop(source: str, scratch: str) -> Work:
+    """What people write first: Pillow, one list, one array, one numpy.save."""
+    import io
+
+    from PIL import Image
+
+    opened = list_images(Path(source))
+    images = [image for split in opened.splits.values() for image in split]
+
+    def work() -> int:
+        arrays = []
+        for image in images:
+            with Image.open(io.BytesIO(opened.tree.read_file(image.path))) as decoded:
+                arrays.append(np.asarray(decoded.convert("RGB")))
+        np.save(Path(scratch) / "pillow.npy", np.stack(arrays))
+        return len(images)
+
+    return work
+
+
+def main() -> None:
+    """Measure all arms and write a record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source")
+    parser.add_argument("--scratch", default=None, help="folder to write in; a temporary one")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        given = {"source": options.source}
+        both = {**given, "scratch": scratch}
+        whole = {"window_sec": 0.0, "num_windows": 2, "min_warm_windows": 0}
+        arms = [
+            Arm("tinyvgg pack", "benchmarks.pack:pack_command", both, **whole),
+            Arm("ceiling: read + decode + SHA-256, 2 threads", "benchmarks.pack:read_decode_hash",
+                given, **whole),
+            Arm("ceiling: write + fsync", "benchmarks.pack:write_sync", both, **whole),
+            Arm("Pillow loop, one array", "benchmarks.pack:pillow_loop", both,
+                window_sec=0.0, num_windows=1, min_warm_windows=0),
+        ]  # fmt: skip
+        measured = measure(arms, num_repeats=options.repeats)
+    command, decode, write, pillow = (measured[arm.name] for arm in arms)
+    slower = min(decode, write, key=lambda measurement: measurement.images_per_sec)
+    bars = [
+        make_bar(command, slower, f"pack over the slower ceiling ({slower.arm.name})", 0.7),
+        make_bar(command, pillow, "pack over the Pillow loop", 2),
+    ]
+    print_table(measured, bars)
+    claim = "packing real images, the whole command, page cache warm"
+    print(write_record("pack", claim, machine, measured, bars))
+
+
+if __name__ == "__main__":
+    main()

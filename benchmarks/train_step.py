@@ -1,0 +1,154 @@
+"""Train step: forward, backward and update, beside the reference step and the convolutions alone.
+
+    python -m benchmarks.train_step [--repeats 5]
+
+Images are random and stay in memory: no loader is involved. The reference is an eager float32
+step in NCHW with Adam, batch 50, with `loss.item()` and the hits read back every step. The ceiling
+is forward and backward of the ten convolutions, whole, in the same dtype, channels-last.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.measure import (
+    Arm,
+    Work,
+    describe_machine,
+    make_bar,
+    measure,
+    print_table,
+    write_record,
+)
+from tinyvgg.loading.batch import Batch
+from tinyvgg.model import STAGE_CHANNELS, LogitsOnly, VGG_Net
+from tinyvgg.training.amp import AMP_DTYPES, probe_amp
+from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.state import build_model
+from tinyvgg.training.step import Meter, TrainStep, build_optimizer
+
+NUM_CLASSES = 100
+PIXELS = 64
+# forward and backward at 64 x 64, without the gradient for the input: 2 per multiply-add
+FLOP_PER_IMAGE = 6.836e9
+
+
+def random_images(batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images [B, 3, 64, 64], channels-last, and labels [B]."""
+    torch.manual_seed(0)
+    images = torch.randn(batch_size, 3, PIXELS, PIXELS)
+    labels = torch.randint(NUM_CLASSES, (batch_size,))
+    return images.contiguous(memory_format=torch.channels_last), labels
+
+
+def reference_step() -> Work:
+    """The reference: eager, float32, NCHW, Adam, batch 50, read back every step."""
+    images, labels = random_images(50)
+    images = images.contiguous()
+    model = VGG_Net(NUM_CLASSES).to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def work() -> int:
+        optimizer.zero_grad()
+        logits, _ = model(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        loss.item()
+        (logits.argmax(1) == labels).sum().item()
+        return len(images)
+
+    return work
+
+
+def tinyvgg_step(batch_size: int, amp: str, compiled: bool) -> Work:
+    """The step of recipe `fast`, optimizer and dropout included."""
+    device = torch.device("cpu")
+    config = TrainConfig(Path("packed"), Path("run"), batch_size=batch_size)
+    model = build_model(config, NUM_CLASSES)
+    take_step = TrainStep(
+        LogitsOnly(model), build_optimizer(model, config), config, amp, device, compiled
+    )
+    images, labels = random_images(batch_size)
+    batch = Batch(images.to(AMP_DTYPES[amp]), labels, torch.arange(batch_size), batch_size)
+    meter = Meter.on(device)
+
+    def work() -> int:
+        meter.add(*take_step(batch, 1e-4), batch_size)
+        return batch_size
+
+    return work
+
+
+def convolutions(batch_size: int, amp: str) -> Work:
+    """Ceiling: the ten convolutions of the network alone, forward and backward."""
+    torch.manual_seed(0)
+    dtype = AMP_DTYPES[amp]
+    layers = []
+    in_channels, pixels = 3, PIXELS
+    for stage in STAGE_CHANNELS:
+        for channels in stage:
+            layer = nn.Conv2d(in_channels, channels, 3, padding=1)
+            layer = layer.to(dtype=dtype, memory_format=torch.channels_last)
+            shapes = (
+                (batch_size, in_channels, pixels, pixels),
+                (batch_size, channels, pixels, pixels),
+            )
+            images, gradient = (
+                torch.randn(shape).to(dtype=dtype, memory_format=torch.channels_last)
+                for shape in shapes
+            )
+            layers.append((layer, images.requires_grad_(in_channels != 3), gradient))
+            in_channels = channels
+        pixels //= 2
+
+    def work() -> int:
+        for layer, images, gradient in layers:
+            layer(images).backward(gradient)
+            layer.zero_grad()
+            images.grad = None
+        return batch_size
+
+    return work
+
+
+def main() -> None:
+    """Measure all arms and write a record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    machine = describe_machine()
+    amp = probe_amp(torch.device("cpu"))
+    steady = {"window_sec": 3.0, "num_windows": 3, "min_warm_windows": 1}
+    fast = TrainConfig(Path("packed"), Path("run"))
+
+    from tinyvgg.training.process import TRAIN_ENVIRONMENT
+
+    step = {"batch_size": fast.batch_size, "amp": amp, "compiled": False}
+    arms = [
+        Arm("tinyvgg step, recipe fast", "benchmarks.train_step:tinyvgg_step", step,
+            environment=TRAIN_ENVIRONMENT, **steady),
+        Arm("the same without its process environment", "benchmarks.train_step:tinyvgg_step", step,
+            **steady),
+        Arm("reference step, batch 50", "benchmarks.train_step:reference_step", **steady),
+        Arm("ceiling: ten convolutions alone", "benchmarks.train_step:convolutions",
+            {"batch_size": fast.batch_size, "amp": amp}, environment=TRAIN_ENVIRONMENT, **steady),
+    ]  # fmt: skip
+    measured = measure(arms, num_repeats=options.repeats)
+    ours, _, reference, ceiling = (measured[arm.name] for arm in arms)
+    bars = [
+        make_bar(ours, reference, "step over the reference step", 3.0),
+        make_bar(ours, ceiling, "step over its ten convolutions alone", 0.8),
+    ]
+    print_table(measured, bars)
+    print(
+        f"{FLOP_PER_IMAGE * ours.images_per_sec / 1e9:,.0f} GFLOP/s of the reference's operations"
+    )
+    claim = f"training step on a CPU, 64 x 64, autocast {amp}, {NUM_CLASSES} classes"
+    print(write_record("train_step", claim, machine, measured, bars))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,503 @@
+"""Shards: arrays come back as they were, and no damaged byte passes for a good one."""
+
+import ctypes
+import hashlib
+import io
+import itertools
+import json
+import random
+import re
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tinyvgg import shards
+from tinyvgg.errors import ShardError
+from tinyvgg.shards.store import (
+    MANIFEST_MAX_BYTES,
+    PackedDataset,
+    npy_header,
+    open_dataset,
+    read_manifest,
+    verify_dataset,
+)
+
+PackArrays = Callable[..., PackedDataset]
+numbers = itertools.count()
+
+
+def make_images(num_images: int, height: int = 4, width: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (num_images, height, width, 3)
+    return np.random.default_rng([seed, num_images]).integers(0, 256, shape, np.uint8)
+
+
+def saved(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+@given(
+    st.integers(0, 20_000),
+    st.lists(st.integers(0, 12), max_size=2),
+    st.sampled_from(["|u1", "<i8"]),
+)
+def test_the_header_is_the_one_numpy_writes(num_rows: int, rest: list[int], dtype: str) -> None:
+    array = np.zeros((num_rows, *rest), dtype)
+
+    assert npy_header(array.shape, dtype) + array.tobytes() == saved(array)
+
+
+def test_the_files_of_a_shard_are_those_of_np_save(pack_arrays: PackArrays) -> None:
+    images, labels = make_images(25), np.arange(25) % 3
+    folder = pack_arrays("saved", images, labels, images[:5], labels[:5], shard_size=10).folder
+
+    for index, start in enumerate(range(0, 25, 10)):
+        rows = slice(start, start + 10)
+        assert (folder / f"train-{index:05d}.npy").read_bytes() == saved(images[rows])
+        assert (folder / f"train-{index:05d}.labels.npy").read_bytes() == saved(labels[rows])
+
+
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    num_train=st.integers(1, 600),
+    num_val=st.integers(1, 20),
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    shard_size=st.integers(1, 700) | st.sampled_from([255, 256, 257]),
+)
+def test_arrays_come_back_as_they_were(
+    pack_arrays: PackArrays, num_train: int, num_val: int, height: int, width: int, shard_size: int
+) -> None:
+    arrays = {}
+    for split, count in (("train", num_train), ("val", num_val)):
+        labels = np.random.default_rng(count).integers(0, 7, count)
+        arrays[split] = (make_images(count, height, width), labels)
+    shard_size = max(shard_size, num_train // 20)
+
+    dataset = pack_arrays(
+        f"any-{next(numbers)}", *arrays["train"], *arrays["val"], shard_size=shard_size
+    )
+
+    for name, (images, labels) in arrays.items():
+        split = dataset.split(name)
+        assert np.array_equal(np.concatenate([shard.images for shard in split.shards]), images)
+        assert np.array_equal(split.read_images(np.arange(len(images))), images)
+        assert np.array_equal(split.labels, labels)
+        assert split.num_images == len(images)
+    assert verify_dataset(dataset.folder) == []
+    shutil.rmtree(dataset.folder)
+
+
+def test_an_opened_dataset_knows_classes_and_the_hash_of_its_manifest(
+    packed: PackedDataset,
+) -> None:
+    data = (packed.folder / "manifest.json").read_bytes()
+
+    assert packed.class_names == ["class000", "class001", "class002"]
+    assert packed.manifest_sha256 == hashlib.sha256(data).hexdigest()
+    assert read_manifest(packed.folder) == (packed.manifest, packed.manifest_sha256)
+    assert [packed.train.shard_size, packed.val.shard_size] == [10, 7]
+
+
+def test_open_dataset_is_imported_from_the_room_and_takes_text(packed: PackedDataset) -> None:
+    dataset = shards.open_dataset(str(packed.folder))
+
+    assert dataset.manifest == packed.manifest
+    with pytest.raises(AttributeError, match="has no attribute 'close_dataset'"):
+        shards.close_dataset  # noqa: B018 - looking it up is the test
+
+
+def test_a_split_is_found_by_its_name(packed: PackedDataset) -> None:
+    assert packed.split("val") is packed.val
+    with pytest.raises(ValueError, match="split must be one of train, val, got 'test'"):
+        packed.split("test")
+
+
+def test_images_and_labels_cannot_be_written(packed: PackedDataset) -> None:
+    for array in (packed.train.shards[0].images, packed.train.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_rows_are_read_in_any_order_and_more_than_once(packed: PackedDataset) -> None:
+    rows = np.array([32, 0, 10, 9, 10, 31])
+
+    images = packed.train.read_images(rows)
+
+    assert images[:, 0, 0, 0].tolist() == rows.tolist()
+    images[:] = 0
+    assert packed.train.read_images(rows)[:, 0, 0, 0].tolist() == rows.tolist()
+
+
+def test_row_addresses_lead_to_the_pixels(packed: PackedDataset) -> None:
+    for split in (packed.train, packed.val):
+        images = split.read_images(np.arange(split.num_images))
+
+        assert split.row_addresses.dtype == np.int64
+        assert len(split.row_addresses) == split.num_images
+        for address, image in zip(split.row_addresses, images, strict=True):
+            assert ctypes.string_at(int(address), image.nbytes) == image.tobytes()
+
+
+def test_a_dataset_with_an_empty_split_opens(packed: PackedDataset) -> None:
+    path = packed.folder / "manifest.json"
+    fields = json.loads(path.read_bytes())
+    fields["splits"]["val"].update(num_images=0, shards=[])
+    path.write_text(json.dumps(fields))
+
+    val = open_dataset(packed.folder).val
+
+    assert (val.num_images, len(val.labels), len(val.row_addresses)) == (0, 0, 0)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="nowhere: no such folder; run 'tinyvgg pack SOURCE"):
+        open_dataset(tmp_path / "nowhere")
+
+
+def test_a_folder_without_manifest_was_never_finished(packed: PackedDataset) -> None:
+    (packed.folder / "manifest.json").unlink()
+
+    for read in (open_dataset, verify_dataset):
+        with pytest.raises(ShardError, match=r"packed: no manifest\.json, so packing was never"):
+            read(packed.folder)
+
+
+def test_a_manifest_that_cannot_be_read_is_named(packed: PackedDataset) -> None:
+    (packed.folder / "manifest.json").unlink()
+    (packed.folder / "manifest.json").mkdir()
+
+    with pytest.raises(ShardError, match=r"manifest\.json: Is a directory; check the disk"):
+        open_dataset(packed.folder)
+
+
+def test_a_manifest_of_gigabytes_is_not_read(packed: PackedDataset) -> None:
+    with (packed.folder / "manifest.json").open("wb") as file:
+        file.truncate(MANIFEST_MAX_BYTES + 1)
+
+    with pytest.raises(ShardError, match=r"manifest\.json: over 268,435,456 bytes"):
+        open_dataset(packed.folder)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.npy"))
+
+
+def assert_refused(folder: Path, path: Path, message: str = "") -> None:
+    """Require that opening fails with the file's name, and that verify says the same."""
+    with pytest.raises(ShardError, match=f"^{re.escape(str(path))}: .*{message}.*; .*copy or pack"):
+        open_dataset(folder)
+    damages = verify_dataset(folder)
+    assert [line for line in damages if line.startswith(f"{path}: ")] == damages
+    assert len(damages) == 1
+
+
+def test_a_file_of_any_other_size_is_refused_on_open(packed: PackedDataset) -> None:
+    for path in shard_files(packed.folder):
+        data = path.read_bytes()
+        for other in (b"", data[:1], data[:128], data[: len(data) // 2], data[:-1], data + b"\0"):
+            path.write_bytes(other)
+            sizes = f"{len(other):,} bytes, manifest says {len(data):,}"
+            assert_refused(packed.folder, path, sizes)
+        path.write_bytes(data)
+
+
+def test_any_flipped_byte_of_a_header_is_refused_on_open(packed: PackedDataset) -> None:
+    draws = random.Random(0)
+    for path in (packed.folder / "train-00001.npy", packed.folder / "val-00000.labels.npy"):
+        data = path.read_bytes()
+        for position in range(128):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << draws.randrange(8)
+            path.write_bytes(damaged)
+            assert_refused(packed.folder, path, "its npy header is damaged")
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["train-00001.npy", "train-00003.labels.npy", "val-00000.npy"])
+def test_a_deleted_file_is_refused_on_open(packed: PackedDataset, name: str) -> None:
+    (packed.folder / name).unlink()
+
+    assert_refused(packed.folder, packed.folder / name, "No such file or directory")
+
+
+def test_a_folder_in_place_of_a_file_is_refused_on_open(packed: PackedDataset) -> None:
+    (packed.folder / "train-00001.npy").unlink()
+    (packed.folder / "train-00001.npy").mkdir()
+
+    with pytest.raises(ShardError, match=r"train-00001\.npy: "):
+        open_dataset(packed.folder)
+
+
+def swap(first: Path, second: Path) -> None:
+    first.rename(first.with_suffix(".swap"))
+    second.rename(first)
+    first.with_suffix(".swap").rename(second)
+
+
+@pytest.mark.parametrize("kind", ["npy", "labels.npy"])
+def test_swapped_files_of_different_size_are_refused_on_open(
+    packed: PackedDataset, kind: str
+) -> None:
+    swap(packed.folder / f"train-00002.{kind}", packed.folder / f"train-00003.{kind}")
+
+    with pytest.raises(ShardError, match=rf"train-00002\.{re.escape(kind)}: .* bytes, manifest"):
+        open_dataset(packed.folder)
+    assert len(verify_dataset(packed.folder)) == 2
+
+
+@pytest.mark.parametrize("old", ["uint16", "float64", "int32"])
+def test_an_array_of_another_type_is_refused_on_open(packed: PackedDataset, old: str) -> None:
+    path = packed.folder / "val-00000.labels.npy"
+    path.write_bytes(saved(np.load(path).astype(old)))
+
+    assert_refused(packed.folder, path)
+
+
+def test_a_fortran_order_array_is_refused_on_open(packed: PackedDataset) -> None:
+    path = packed.folder / "val-00000.npy"
+    path.write_bytes(saved(np.asfortranarray(np.load(path))))
+
+    assert_refused(packed.folder, path, "its npy header is damaged")
+
+
+def test_a_pickle_is_never_loaded(packed: PackedDataset) -> None:
+    path = packed.folder / "val-00000.labels.npy"
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([open_dataset], object), allow_pickle=True)
+    path.write_bytes(buffer.getvalue().ljust(path.stat().st_size, b"\0")[: path.stat().st_size])
+
+    assert_refused(packed.folder, path, "its npy header is damaged")
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**40])
+def test_a_label_without_a_class_is_refused_on_open(packed: PackedDataset, label: int) -> None:
+    path = packed.folder / "val-00000.labels.npy"
+    labels = np.load(path)
+    labels[4] = label
+    path.write_bytes(saved(labels))
+
+    with pytest.raises(
+        ShardError, match=r"val-00000\.labels\.npy: labels -?\d+ to \d+, expected 0"
+    ):
+        open_dataset(packed.folder)
+    assert verify_dataset(packed.folder) == [
+        f"{path}: labels of images 0 to 6 of the split are damaged; copy or pack them again"
+    ]
+
+
+def edit_manifest(folder: Path, edit: Callable[[dict], object]) -> None:
+    fields = json.loads((folder / "manifest.json").read_bytes())
+    edit(fields)
+    (folder / "manifest.json").write_text(json.dumps(fields))
+
+
+def test_a_manifest_with_a_class_less_is_refused_and_found_by_verify(
+    packed: PackedDataset,
+) -> None:
+    edit_manifest(packed.folder, lambda fields: fields["classes"].pop())
+
+    with pytest.raises(
+        ShardError, match=r"train-00000\.labels\.npy: labels 0 to 2, expected 0 to 1"
+    ):
+        open_dataset(packed.folder)
+    assert len(verify_dataset(packed.folder)) == 5
+
+
+@pytest.mark.parametrize("key", ["image_bytes", "label_bytes"])
+def test_a_size_in_the_manifest_that_no_shape_has_is_refused(
+    packed: PackedDataset, key: str
+) -> None:
+    edit_manifest(packed.folder, lambda f: f["splits"]["val"]["shards"][0].update({key: 77}))
+
+    with pytest.raises(ShardError, match=r"manifest\.json: val-00000\S* is given 77 bytes, its"):
+        open_dataset(packed.folder)
+    assert len(verify_dataset(packed.folder)) == 1
+
+
+def test_a_manifest_that_claims_terabytes_allocates_none_of_them(packed: PackedDataset) -> None:
+    def claim(fields: dict) -> None:
+        fields["image"].update(height=65_535, width=65_535)
+        for split in fields["splits"].values():
+            for shard in split["shards"]:
+                shard["image_bytes"] = 128 + shard["num_images"] * 65_535 * 65_535 * 3
+
+    edit_manifest(packed.folder, claim)
+
+    tracemalloc.start()
+    with pytest.raises(ShardError, match=r"train-00000\.npy: 123,008 bytes, manifest says 128,"):
+        open_dataset(packed.folder)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak_bytes < 2**21
+
+
+def test_every_byte_of_a_good_folder_agrees(packed: PackedDataset) -> None:
+    done: list[int] = []
+
+    assert verify_dataset(packed.folder, done.append) == []
+    assert done == [10, 10, 10, 3, 7]
+
+
+def test_swapped_files_of_the_same_size_are_found_by_verify(packed: PackedDataset) -> None:
+    swap(packed.folder / "train-00000.npy", packed.folder / "train-00002.npy")
+    swap(packed.folder / "train-00000.labels.npy", packed.folder / "train-00002.labels.npy")
+
+    damages = "\n".join(verify_dataset(packed.folder))
+
+    assert open_dataset(packed.folder).train.num_images == 33
+    assert damages.count("\n") == 3
+    for index, rows in ((0, "0 to 9"), (2, "20 to 29")):
+        assert f"train-0000{index}.npy: images {rows} of the split are damaged" in damages
+        assert f"train-0000{index}.labels.npy: labels of images {rows} of the split" in damages
+
+
+@pytest.fixture
+def blocks(pack_arrays: PackArrays) -> Path:
+    """Return a folder with shards of 600, 600 and 50 images: blocks of 256, 256, 88 and 50."""
+    images, labels = make_images(1250), np.arange(1250) % 5
+    return pack_arrays("blocks", images, labels, images[:9], labels[:9], shard_size=600).folder
+
+
+def flip(path: Path, position: int, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def test_any_flipped_pixel_bit_is_found_with_its_range_of_images(blocks: Path) -> None:
+    draws = random.Random(0)
+
+    for _ in range(250):
+        row, byte, bit = draws.randrange(1250), draws.randrange(36), draws.randrange(8)
+        shard, row_in_shard = divmod(row, 600)
+        path = blocks / f"train-{shard:05d}.npy"
+        first = row - row_in_shard % 256
+        last = min(first + 255, 600 * shard + 599, 1249)
+
+        flip(path, 128 + row_in_shard * 36 + byte, bit)
+        assert open_dataset(blocks).train.num_images == 1250
+        assert verify_dataset(blocks) == [
+            f"{path}: images {first:,} to {last:,} of the split are damaged; "
+            "copy or pack them again"
+        ]
+        flip(path, 128 + row_in_shard * 36 + byte, bit)
+
+    assert verify_dataset(blocks) == []
+
+
+def test_any_flipped_label_bit_is_found_with_its_range_of_images(blocks: Path) -> None:
+    draws = random.Random(0)
+
+    for _ in range(250):
+        row, byte, bit = draws.randrange(1250), draws.randrange(8), draws.randrange(8)
+        shard, row_in_shard = divmod(row, 600)
+        path = blocks / f"train-{shard:05d}.labels.npy"
+        last = min(600 * shard + 599, 1249)
+
+        flip(path, 128 + row_in_shard * 8 + byte, bit)
+        assert verify_dataset(blocks) == [
+            f"{path}: labels of images {600 * shard:,} to {last:,} of the split are damaged; "
+            "copy or pack them again"
+        ]
+        flip(path, 128 + row_in_shard * 8 + byte, bit)
+
+    assert verify_dataset(blocks) == []
+
+
+def test_every_damage_of_a_shard_is_reported_at_once(blocks: Path) -> None:
+    flip(blocks / "train-00000.npy", 128, 0)
+    flip(blocks / "train-00000.npy", 128 + 599 * 36, 0)
+    flip(blocks / "train-00000.labels.npy", 128, 0)
+    flip(blocks / "train-00001.npy", 5, 0)
+    flip(blocks / "train-00001.labels.npy", 1000, 0)
+    (blocks / "val-00000.npy").unlink()
+
+    damages = [line.removeprefix(f"{blocks}/") for line in verify_dataset(blocks)]
+
+    assert [line.partition(";")[0] for line in damages] == [
+        "train-00000.npy: images 0 to 255 of the split are damaged",
+        "train-00000.npy: images 512 to 599 of the split are damaged",
+        "train-00000.labels.npy: labels of images 0 to 599 of the split are damaged",
+        "train-00001.npy: its npy header is damaged",
+        "train-00001.labels.npy: labels of images 600 to 1,199 of the split are damaged",
+        "val-00000.npy: No such file or directory",
+    ]
+
+
+UNCHECKED = ("words", "folder", "mean", "std")  # nothing else in the folder tells what they were
+
+
+def unchecked_positions(data: bytes) -> set[int]:
+    """Return where the values stand whose change leaves another, equally good manifest."""
+    pattern = rf'"(?:{"|".join(UNCHECKED)})": ("[^"]*"|\[[^\]]*\])'.encode()
+    return {position for found in re.finditer(pattern, data) for position in range(*found.span(1))}
+
+
+def test_any_flipped_bit_of_the_manifest_is_refused_or_found_by_verify(blocks: Path) -> None:
+    path, draws = blocks / "manifest.json", random.Random(0)
+    data = path.read_bytes()
+    positions = sorted(set(range(len(data) - 1)) - unchecked_positions(data))
+    unnoticed = []
+
+    for position in positions:
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << draws.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            if not verify_dataset(blocks):
+                unnoticed.append((position, data[position - 20 : position + 9]))
+        except ShardError:
+            continue
+
+    assert len(positions) > 2000
+    assert unnoticed == []
+
+
+@pytest.mark.parametrize("key", ["images_sha256", "block_crc32"])
+def test_a_damaged_checksum_in_the_manifest_is_told_from_a_damaged_shard(
+    packed: PackedDataset, key: str
+) -> None:
+    other = {"images_sha256": "0" * 64, "block_crc32": [0]}[key]
+    edit_manifest(packed.folder, lambda f: f["splits"]["val"]["shards"][0].update({key: other}))
+
+    assert verify_dataset(packed.folder) == [
+        f"{packed.folder / 'val-00000.npy'}: its SHA-256 and its CRC-32 in the manifest contradict "
+        "each other; the manifest is damaged, pack the images again"
+    ]
+
+
+def test_the_manifest_of_another_folder_is_found_by_verify(
+    packed: PackedDataset, pack_arrays: PackArrays
+) -> None:
+    images, labels = make_images(33, 64, 64), np.arange(33) % 3
+    other = pack_arrays("other", images, labels, images[:7], labels[:7])
+    shutil.copy(other.folder / "manifest.json", packed.folder)
+
+    damages = verify_dataset(packed.folder)
+
+    assert len(damages) == 5
+    assert all("of the split are damaged" in line for line in damages)
+
+
+def test_files_that_the_manifest_does_not_know_are_reported(packed: PackedDataset) -> None:
+    (packed.folder / "train-00004.npy").touch()
+    (packed.folder / "notes").mkdir()
+
+    assert verify_dataset(packed.folder) == [
+        f"{packed.folder}/notes: not in the manifest; remove it",
+        f"{packed.folder}/train-00004.npy: not in the manifest; remove it",
+    ]
+    assert open_dataset(packed.folder).train.num_images == 33
