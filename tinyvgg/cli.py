@@ -401,23 +401,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     try:
         return COMMANDS[command](rest)
-    except TinyvggError as error:
-        print(f"tinyvgg {command}: {error}", file=sys.stderr)
-    except ValueError as error:
-        print(f"tinyvgg {command}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of a pipe, `head` say, had enough
-        sys.stderr.close()
-        return 1
-    except OSError as error:
+    except (TinyvggError, ValueError, OSError, KeyboardInterrupt) as error:
+        status, text = explain_error(error)
+        print(f"tinyvgg {command}: {text}", file=sys.stderr)
+        return status
+
+
+def explain_error(error: BaseException) -> tuple[int, str]:
+    """Return the exit status and the one line for an error that is not a bug of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, OSError):
         if error.errno is None:
-            raise
+            raise error
         where = f"{error.filename}: " if error.filename else ""
-        print(f"tinyvgg {command}: {where}{error.strerror}; check disk and rights", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"tinyvgg {command}: interrupted", file=sys.stderr)
-        return 130
-    return 1
+        return 1, f"{where}{error.strerror}; check disk and rights"
+    return (2 if isinstance(error, ValueError) else 1), str(error)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tinyvgg.dropout import Dropout
+
 STAGE_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
 MIN_PIXELS, MAX_PIXELS = 48, 95  # four halvings must leave 3 to 5, so that one 3 x 3 mean fits
 
@@ -40,7 +42,7 @@ class VGG_Net(nn.Module):  # noqa: N801 - the published name
             for channels in stage:
                 layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
                 in_channels = channels
-            layers += [nn.MaxPool2d(2, 2), nn.Dropout(dropout)]
+            layers += [nn.MaxPool2d(2, 2), Dropout(dropout)]
         self.conv = nn.Sequential(*layers)
         self.avg_pool = nn.AvgPool2d(3)
         self.fc1 = nn.Linear(512, 1028)

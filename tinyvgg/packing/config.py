@@ -70,5 +70,5 @@ class PackConfig:
             raise ValueError(f"shard_size must be at least 1, got {self.shard_size}")
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
-        if self.resize is not None and self.resize < 1:
-            raise ValueError(f"resize must be at least 1 pixel, got {self.resize}")
+        if self.resize is not None and not 1 <= self.resize <= 65_535:
+            raise ValueError(f"resize must be 1 to 65,535 pixels, got {self.resize}")
