@@ -39,7 +39,8 @@ def tinyvgg_loader(packed: str, backend: Any, dtype: str, augment: bool, batch_s
     def work() -> int:
         batch = next(batches)
         assert batch.labels.shape == batch.ids.shape
-        return batch.num_valid
+        num_valid: int = batch.num_valid
+        return num_valid
 
     return work
 
@@ -50,27 +51,31 @@ def endless(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def image_folder(folders: str, num_workers: int) -> Work:
-    """The reference: ImageFolder + DataLoader, flip, ToTensor and Normalize."""
+def image_folder_loader(folders: str, num_workers: int, *, batch_size: int, flip: bool) -> Any:
+    """Return the reference's DataLoader: ImageFolder, ToTensor and Normalize, shuffled."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
     transform = transforms.Compose(
         [
-            transforms.RandomHorizontalFlip(),
+            *([transforms.RandomHorizontalFlip()] if flip else []),
             transforms.ToTensor(),
             transforms.Normalize([0.4802, 0.4481, 0.3975], [0.2302, 0.2265, 0.2262]),
         ]
     )
-    loader = torch.utils.data.DataLoader(
+    return torch.utils.data.DataLoader(
         ImageFolder(str(Path(folders) / "train"), transform),
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         shuffle=True,
         num_workers=num_workers,
         drop_last=True,
         persistent_workers=num_workers > 0,
     )
-    batches = endless(loader)
+
+
+def image_folder(folders: str, num_workers: int) -> Work:
+    """The reference, with a flip."""
+    batches = endless(image_folder_loader(folders, num_workers, batch_size=BATCH_SIZE, flip=True))
 
     def work() -> int:
         images, _ = next(batches)

@@ -172,10 +172,8 @@ def describe_machine() -> dict[str, Any]:
         return done.stdout.strip()
 
     cpu_info = Path("/proc/cpuinfo")
-    fields = dict(
-        (part.strip() for part in line.partition(":")[::2])
-        for line in (cpu_info.read_text().splitlines() if cpu_info.exists() else [])
-    )
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    fields = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
     flags = set(fields.get("flags", "").split())
     load = os.getloadavg()[0]
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

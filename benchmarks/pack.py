@@ -16,6 +16,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         given = {"source": options.source}
         both = {**given, "scratch": scratch}
-        whole = {"window_sec": 0.0, "num_windows": 2, "min_warm_windows": 0}
+        whole: dict[str, Any] = {"window_sec": 0.0, "num_windows": 2, "min_warm_windows": 0}
         arms = [
             Arm("tinyvgg pack", "benchmarks.pack:pack_command", both, **whole),
             Arm("ceiling: read + decode + SHA-256, 2 threads", "benchmarks.pack:read_decode_hash",

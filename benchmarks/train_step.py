@@ -8,7 +8,9 @@ is forward and backward of the ten convolutions, whole, in the same dtype, chann
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +28,7 @@ from tinyvgg.loading.batch import Batch
 from tinyvgg.model import STAGE_CHANNELS, LogitsOnly, VGG_Net
 from tinyvgg.training.amp import AMP_DTYPES, probe_amp
 from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.state import build_model
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
 
@@ -43,14 +46,12 @@ def random_images(batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
-def reference_step() -> Work:
-    """The reference: eager, float32, NCHW, Adam, batch 50, read back every step."""
-    images, labels = random_images(50)
-    images = images.contiguous()
+def reference_step() -> Callable[[torch.Tensor, torch.Tensor], int]:
+    """Return the reference step: eager, float32, NCHW, Adam, read back every step."""
     model = VGG_Net(NUM_CLASSES).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
-    def work() -> int:
+    def take_step(images: torch.Tensor, labels: torch.Tensor) -> int:
         optimizer.zero_grad()
         logits, _ = model(images)
         loss = nn.functional.cross_entropy(logits, labels)
@@ -60,7 +61,14 @@ def reference_step() -> Work:
         (logits.argmax(1) == labels).sum().item()
         return len(images)
 
-    return work
+    return take_step
+
+
+def reference(batch_size: int) -> Work:
+    """The reference step on random images in NCHW."""
+    images, labels = random_images(batch_size)
+    images, take_step = images.contiguous(), reference_step()
+    return lambda: take_step(images, labels)
 
 
 def tinyvgg_step(batch_size: int, amp: str, compiled: bool) -> Work:
@@ -91,7 +99,7 @@ def convolutions(batch_size: int, amp: str) -> Work:
     for stage in STAGE_CHANNELS:
         for channels in stage:
             layer = nn.Conv2d(in_channels, channels, 3, padding=1)
-            layer = layer.to(dtype=dtype, memory_format=torch.channels_last)
+            layer = layer.to(dtype).to(memory_format=torch.channels_last)
             shapes = (
                 (batch_size, in_channels, pixels, pixels),
                 (batch_size, channels, pixels, pixels),
@@ -121,10 +129,8 @@ def main() -> None:
     options = parser.parse_args()
     machine = describe_machine()
     amp = probe_amp(torch.device("cpu"))
-    steady = {"window_sec": 3.0, "num_windows": 3, "min_warm_windows": 1}
+    steady: dict[str, Any] = {"window_sec": 3.0, "num_windows": 3, "min_warm_windows": 1}
     fast = TrainConfig(Path("packed"), Path("run"))
-
-    from tinyvgg.training.process import TRAIN_ENVIRONMENT
 
     step = {"batch_size": fast.batch_size, "amp": amp, "compiled": False}
     arms = [
@@ -132,7 +138,8 @@ def main() -> None:
             environment=TRAIN_ENVIRONMENT, **steady),
         Arm("the same without its process environment", "benchmarks.train_step:tinyvgg_step", step,
             **steady),
-        Arm("reference step, batch 50", "benchmarks.train_step:reference_step", **steady),
+        Arm("reference step, batch 50", "benchmarks.train_step:reference",
+            {"batch_size": 50}, **steady),
         Arm("ceiling: ten convolutions alone", "benchmarks.train_step:convolutions",
             {"batch_size": fast.batch_size, "amp": amp}, environment=TRAIN_ENVIRONMENT, **steady),
     ]  # fmt: skip

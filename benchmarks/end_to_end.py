@@ -1,0 +1,118 @@
+"""End to end: `tinyvgg train`'s own loop on real images, beside its step alone.
+
+    python -m benchmarks.end_to_end PACKED FOLDERS [--repeats 5]
+
+The step alone takes one batch of the same data set again and again: what the loop loses against
+it is what loading, metering and bookkeeping cost. The reference is ImageFolder + DataLoader with
+2 workers feeding the reference step. PACKED is what `tinyvgg pack` made of FOLDERS.
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.loaders import endless, image_folder_loader
+from benchmarks.measure import (
+    Arm,
+    Work,
+    describe_machine,
+    make_bar,
+    measure,
+    print_table,
+    write_record,
+)
+from benchmarks.train_step import reference_step
+from tinyvgg.shards import open_dataset
+from tinyvgg.training.amp import probe_amp
+from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.loop import train
+from tinyvgg.training.process import TRAIN_ENVIRONMENT
+from tinyvgg.training.state import Training, open_training
+
+STEPS = 8  # of the loop in one unit of work
+
+
+def build_training(packed: str, amp: str) -> Training:
+    """Return a new run of recipe `fast`, whose run folder is gone at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(Path(packed), Path(folder) / "run", amp=amp)  # type: ignore[arg-type]
+        return open_training(config, open_dataset(packed), torch.device("cpu"), rank=0)
+
+
+def train_loop(packed: str, amp: str) -> Work:
+    """The loop of `tinyvgg train`, 8 steps a unit."""
+    training = build_training(packed, amp)
+
+    def work() -> int:
+        step = training.step
+        training.config = replace(training.config, limit_steps=step + STEPS)
+        for _ in train(training, None, lambda report: None):
+            pass
+        return (training.step - step) * training.loader.batch_size
+
+    return work
+
+
+def step_alone(packed: str, amp: str) -> Work:
+    """The same step on one batch that is there already."""
+    training = build_training(packed, amp)
+    batch = next(iter(training.loader))
+    batch = replace(batch, images=batch.images.clone())
+    training.network.train()
+
+    def work() -> int:
+        for _ in range(STEPS):
+            training.epoch_meter.add(*training.take_step(batch, 1e-4), batch.num_valid)
+        return STEPS * batch.num_valid
+
+    return work
+
+
+def reference_loop(folders: str, num_workers: int) -> Work:
+    """The reference pipeline: ImageFolder + DataLoader and its step, batch 50."""
+    batches = endless(image_folder_loader(folders, num_workers, batch_size=50, flip=False))
+    take_step = reference_step()
+
+    def work() -> int:
+        images, labels = next(batches)
+        return take_step(images, labels)
+
+    return work
+
+
+def main() -> None:
+    """Measure all arms and write a record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("packed")
+    parser.add_argument("folders", help="the same images for ImageFolder")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    machine = describe_machine()
+    amp = probe_amp(torch.device("cpu"))
+    steady: dict[str, Any] = {"window_sec": 8.0, "num_windows": 3, "min_warm_windows": 1}
+    given = {"packed": options.packed, "amp": amp}
+    arms = [
+        Arm("tinyvgg train, loop", "benchmarks.end_to_end:train_loop", given,
+            environment=TRAIN_ENVIRONMENT, **steady),
+        Arm("its step alone", "benchmarks.end_to_end:step_alone", given,
+            environment=TRAIN_ENVIRONMENT, **steady),
+        Arm("reference loop, 2 workers", "benchmarks.end_to_end:reference_loop",
+            {"folders": options.folders, "num_workers": 2}, **steady),
+    ]  # fmt: skip
+    measured = measure(arms, num_repeats=options.repeats)
+    loop, step, reference = (measured[arm.name] for arm in arms)
+    bars = [
+        make_bar(loop, step, "loop over its step alone", 0.98),
+        make_bar(loop, reference, "loop over the reference loop", 3.0),
+    ]
+    print_table(measured, bars)
+    claim = f"training on real images on a CPU, 64 x 64, autocast {amp}"
+    print(write_record("end_to_end", claim, machine, measured, bars))
+
+
+if __name__ == "__main__":
+    main()
