@@ -110,9 +110,15 @@ def run_inspect(argv: Sequence[str]) -> int:
     from tinyvgg.reporting.tables import describe_dataset, render_description
     from tinyvgg.shards.store import open_dataset
 
-    description = describe_dataset(open_dataset(config.packed))
+    dataset = open_dataset(config.packed)
+    description = describe_dataset(dataset)
     for table in render_description(description):
         Console().print(table)
+    if config.grid is not None:
+        from tinyvgg.reporting.grid import draw_grid
+
+        draw_grid(dataset, config.grid)
+        print(f"{config.grid}: contact sheet of {len(dataset.class_names):,} classes")
     if config.json:
         print_json(description)
     return 0

@@ -23,5 +23,7 @@ class InspectConfig:
 
     packed: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKED")]
     """Folder that 'tinyvgg pack' wrote."""
+    grid: Path | None = None
+    """PNG file to draw a contact sheet into: four images of every class, with its words."""
     json: bool = False
     """End stdout with one JSON document."""

@@ -1,0 +1,47 @@
+"""Grid: a contact sheet of a packed data set, to see that images and labels belong together.
+
+From: `shards`, an opened data set.
+To:   `tinyvgg inspect --grid FILE.png`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tinyvgg.shards.store import PackedDataset
+
+IMAGES_PER_CLASS = 4
+CLASSES_PER_LINE = 2
+MARGIN_PIXELS = 4
+TEXT_PIXELS = 16
+
+
+def draw_grid(dataset: PackedDataset, path: Path) -> None:
+    """Write the first train images of every class, with the class's words, as one PNG.
+
+    Args:
+        dataset: opened.
+        path: of the PNG.
+    """
+    image = dataset.manifest.image
+    scale = max(1, 64 // max(image.height, image.width))  # thumbnails stay readable
+    height, width = scale * image.height, scale * image.width
+    cell_width = IMAGES_PER_CLASS * (width + MARGIN_PIXELS) + MARGIN_PIXELS
+    cell_height = height + TEXT_PIXELS + 2 * MARGIN_PIXELS
+    classes = dataset.manifest.classes
+    num_lines = -(-len(classes) // CLASSES_PER_LINE)
+    sheet = Image.new("RGB", (CLASSES_PER_LINE * cell_width, num_lines * cell_height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for label, record in enumerate(classes):
+        left = label % CLASSES_PER_LINE * cell_width + MARGIN_PIXELS
+        top = label // CLASSES_PER_LINE * cell_height + MARGIN_PIXELS
+        words = f"{label} {record.folder} {record.words}".strip()
+        while pen.textlength(words, font) > cell_width - 2 * MARGIN_PIXELS:
+            words = words.removesuffix("…")[:-1] + "…"
+        pen.text((left, top), words, "black", font)
+        rows = np.flatnonzero(dataset.train.labels == label)[:IMAGES_PER_CLASS]
+        for position, pixels in enumerate(dataset.train.read_images(rows) if len(rows) else []):
+            thumbnail = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(thumbnail, (left + position * (width + MARGIN_PIXELS), top + TEXT_PIXELS))
+    sheet.save(path, "PNG")
