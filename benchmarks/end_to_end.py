@@ -18,7 +18,6 @@ import torch
 from benchmarks.loaders import endless, image_folder_loader
 from benchmarks.measure import (
     Arm,
-    Work,
     describe_machine,
     make_bar,
     measure,
@@ -26,6 +25,7 @@ from benchmarks.measure import (
     write_record,
 )
 from benchmarks.train_step import reference_step
+from tinyvgg.reporting.bench import Work
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.amp import probe_amp
 from tinyvgg.training.config import TrainConfig

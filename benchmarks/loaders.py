@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.measure import (
     Arm,
-    Work,
     describe_machine,
     make_bar,
     measure,
@@ -25,6 +24,7 @@ from benchmarks.measure import (
     write_record,
 )
 from tinyvgg.loading import LoaderConfig, open_loader
+from tinyvgg.reporting.bench import Work
 from tinyvgg.shards import open_dataset
 
 BATCH_SIZE = 256

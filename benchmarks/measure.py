@@ -22,17 +22,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tinyvgg.reporting.bench import Work, time_window
+
 RECORDS = Path(__file__).parent / "records"
 SCHEMA = 1
 BUSY_LOAD = 0.3  # load average a core, above which other work disturbs the figures
-
-Work = Callable[[], int]
 
 
 @dataclass(frozen=True)
@@ -146,22 +146,12 @@ def run_arm(arm: Arm) -> list[float]:
     while len(warm) < arm.min_warm_windows or (
         arm.min_warm_windows and not _agree(warm[-3:]) and time.perf_counter() - started < 30
     ):
-        warm.append(_time_window(work, arm.window_sec))
-    return [_time_window(work, arm.window_sec) for _ in range(arm.num_windows)]
+        warm.append(time_window(work, arm.window_sec))
+    return [time_window(work, arm.window_sec) for _ in range(arm.num_windows)]
 
 
 def _agree(rates: list[float]) -> bool:
     return len(rates) == 3 and max(rates) <= 1.05 * min(rates)
-
-
-def _time_window(work: Work, window_sec: float) -> float:
-    num_images = 0
-    started = time.perf_counter()
-    while True:
-        num_images += work()
-        elapsed_sec = time.perf_counter() - started
-        if elapsed_sec >= window_sec:
-            return num_images / elapsed_sec
 
 
 def describe_machine() -> dict[str, Any]:

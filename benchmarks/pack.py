@@ -22,7 +22,6 @@ import numpy as np
 
 from benchmarks.measure import (
     Arm,
-    Work,
     describe_machine,
     make_bar,
     measure,
@@ -31,6 +30,7 @@ from benchmarks.measure import (
 )
 from tinyvgg.packing.decode import decode_image
 from tinyvgg.packing.folders import SourceImage, list_images
+from tinyvgg.reporting.bench import Work
 
 PIXELS = 64
 

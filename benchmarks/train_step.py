@@ -17,7 +17,6 @@ from torch import nn
 
 from benchmarks.measure import (
     Arm,
-    Work,
     describe_machine,
     make_bar,
     measure,
@@ -26,6 +25,7 @@ from benchmarks.measure import (
 )
 from tinyvgg.loading.batch import Batch
 from tinyvgg.model import STAGE_CHANNELS, LogitsOnly, VGG_Net
+from tinyvgg.reporting.bench import Work
 from tinyvgg.training.amp import AMP_DTYPES, probe_amp
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.process import TRAIN_ENVIRONMENT

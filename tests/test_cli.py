@@ -225,3 +225,26 @@ def test_flags_are_found_before_they_are_parsed() -> None:
     assert find_flag(["--recipe", "seed"], "--recipe") == "seed"
     assert find_flag(["--recipe=seed"], "--recipe") == "seed"
     assert find_flag(["--resume"], "--recipe") is None
+
+
+@pytest.mark.slow
+def test_bench_names_a_rate_for_every_stage_and_the_bottleneck(
+    quick_start: Path, tmp_path: Path
+) -> None:
+    done = type_command(
+        "bench", quick_start / "packed", "--window-sec", "0.05", "--json", tmp_path / "b.json"
+    )
+
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert [stage["stage"] for stage in document["stages"]] == [
+        "pack",
+        "load, backend torch",
+        "load, backend resident",
+        "step",
+        "train (load + step)",
+    ]
+    assert all(
+        0 < stage["low"] <= stage["images_per_sec"] <= stage["high"] for stage in document["stages"]
+    )
+    assert document["bottleneck"].startswith("bottleneck: ")

@@ -250,6 +250,35 @@ def run_evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+def run_bench(argv: Sequence[str]) -> int:
+    """Measure images/sec of every stage on this machine."""
+    from tinyvgg.reporting.config import BenchConfig
+
+    config = parse_config(BenchConfig, "bench", argv)
+
+    from tinyvgg.reporting.bench import bench_stages, name_bottleneck
+    from tinyvgg.shards.store import open_dataset
+    from tinyvgg.training.devices import find_device
+
+    device = find_device(config.device)
+    rates = []
+    for rate in bench_stages(open_dataset(config.packed), device, config.window_sec):
+        rates.append(rate)
+        print(
+            f"{rate.stage:<24} {rate.images_per_sec:>12,.1f} images/sec   "
+            f"[{rate.low:,.1f} to {rate.high:,.1f}]",
+            flush=True,
+        )
+    bottleneck = name_bottleneck(rates)
+    print(bottleneck)
+    document = {"device": str(device), "stages": [asdict(rate) for rate in rates]}
+    document["bottleneck"] = bottleneck
+    if config.json is not None:
+        config.json.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    print_json(document)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synth": run_synth,
     "download": run_download,
@@ -258,6 +287,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": run_inspect,
     "train": run_train,
     "evaluate": run_evaluate,
+    "bench": run_bench,
 }
 
 
@@ -400,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = ", ".join(COMMANDS)
         print(f"tinyvgg: command must be one of {names}, got {command!r}", file=sys.stderr)
         return 2
-    if command == "train" and argv is None:
+    if command in ("train", "bench") and argv is None:
         from tinyvgg.training.process import restart_for_training
 
         restart_for_training(sys.argv[1:])

@@ -1,0 +1,157 @@
+"""Bench: images/sec of each stage on this machine and these images, in about a minute.
+
+From: a packed data set.
+To:   `tinyvgg bench`. The full suite, with peers, ceilings and records, is `benchmarks/`.
+
+Each stage runs alone, then loading and step together; the slowest one is the bottleneck. The
+device is synchronized at the edges of a window only: a wait inside would hide what overlaps.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tinyvgg.loading.batch import Batch, BatchLoader
+from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.open import open_loader
+from tinyvgg.packing.config import PackConfig
+from tinyvgg.packing.pack import pack_images
+from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.loop import train
+from tinyvgg.training.state import Training, open_training
+
+PACK_IMAGES = 2000  # re-encoded as JPEG and packed again
+LOOP_STEPS = 4  # of the training loop in one unit of work
+
+Work = Callable[[], int]  # does one unit, returns how many images it was
+
+
+@dataclass(frozen=True)
+class StageRate:
+    """Images/sec of one stage: the median of its windows, and the slowest and fastest of them."""
+
+    stage: str
+    images_per_sec: float
+    low: float
+    high: float
+
+
+def time_window(work: Work, window_sec: float) -> float:
+    """Repeat `work` for at least `window_sec` and return its images/sec."""
+    num_images = 0
+    _synchronize()
+    started = time.perf_counter()
+    while True:
+        num_images += work()
+        if time.perf_counter() - started >= window_sec:
+            _synchronize()
+            return num_images / (time.perf_counter() - started)
+
+
+def bench_stages(
+    dataset: PackedDataset, device: torch.device, window_sec: float
+) -> Iterator[StageRate]:
+    """Measure pack, every loader backend, the step, and training end to end.
+
+    Args:
+        dataset: to load and train on.
+        device: to load and train on.
+        window_sec: length of each of three windows, after one that is thrown away.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        yield _measure("pack", _pack_again(dataset, Path(scratch)), 0.0)
+        training = _open_training(dataset, device, Path(scratch) / "run")
+    for backend in ("torch", "resident"):
+        config = LoaderConfig(backend=backend, batch_size=min(256, dataset.train.num_images))
+        loader = open_loader(dataset, "train", config, device=device, dtype=training.image_dtype)
+        yield _measure(f"load, backend {backend}", _load(loader), window_sec)
+    yield _measure("step", _step(training), window_sec)
+    yield _measure("train (load + step)", _train(training), window_sec)
+
+
+def name_bottleneck(rates: list[StageRate]) -> str:
+    """Say in one line which stage holds training back."""
+    rate_of = {rate.stage: rate.images_per_sec for rate in rates}
+    loading = max(value for stage, value in rate_of.items() if stage.startswith("load"))
+    share = rate_of["train (load + step)"] / rate_of["step"]
+    slow = "the step" if rate_of["step"] < loading else "loading"
+    return (
+        f"bottleneck: {slow}; loading alone is {loading / rate_of['step']:,.1f} times the step, "
+        f"and training reaches {100 * share:.0f} % of the step's rate"
+    )
+
+
+def _measure(stage: str, work: Work, window_sec: float) -> StageRate:
+    time_window(work, window_sec)
+    rates = [time_window(work, window_sec) for _ in range(3)]
+    return StageRate(stage, statistics.median(rates), min(rates), max(rates))
+
+
+def _pack_again(dataset: PackedDataset, scratch: Path) -> Work:
+    """Write some train images as JPEG class folders, and return the packing of them."""
+    rows = np.arange(min(PACK_IMAGES, dataset.train.num_images))
+    for row, pixels in zip(rows, dataset.train.read_images(rows), strict=True):
+        folder = dataset.class_names[dataset.train.labels[row]]
+        for split in ("train", "val") if row == 0 else ("train",):
+            path = scratch / "images" / split / folder / f"{row}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, quality=90)
+    config = PackConfig(scratch / "images", scratch / "packed", overwrite=True)
+
+    def work() -> int:
+        manifest = pack_images(config, lambda split, num_images: lambda num_done: None)
+        return manifest.splits.train.num_images
+
+    return work
+
+
+def _load(loader: BatchLoader) -> Work:
+    def endless() -> Iterator[Batch]:
+        while True:
+            yield from loader
+
+    batches = endless()
+    return lambda: next(batches).num_valid
+
+
+def _open_training(dataset: PackedDataset, device: torch.device, out: Path) -> Training:
+    batch_size = min(64, dataset.train.num_images)
+    config = TrainConfig(dataset.folder, out, batch_size=batch_size)
+    return open_training(config, dataset, device, rank=0)
+
+
+def _step(training: Training) -> Work:
+    batch = next(iter(training.loader))
+    batch = replace(batch, images=batch.images.clone())
+    training.network.train()
+
+    def work() -> int:
+        training.take_step(batch, 1e-4)
+        return batch.num_valid
+
+    return work
+
+
+def _train(training: Training) -> Work:
+    def work() -> int:
+        step = training.step
+        limited = replace(training.config, limit_steps=step + LOOP_STEPS, epochs=10**6)
+        training.config = limited
+        for _ in train(training, None, lambda report: None):
+            pass
+        return (training.step - step) * training.loader.batch_size
+
+    return work
+
+
+def _synchronize() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
