@@ -7,7 +7,7 @@ EPOCHS ?= $(if $(DATA),1,5)
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help setup check fix test demo bench
+.PHONY: help setup check fix test demo bench records
 help:
 	@echo 'make setup         .venv with torch, tinyvgg and its development tools'
 	@echo 'make demo          make images, pack, train, score: 5 minutes on 2 cores'
@@ -15,6 +15,8 @@ help:
 	@echo 'make test [K=x]    all tests, or those whose name matches x'
 	@echo 'make check         formatting, lint, types: changes nothing'
 	@echo 'make fix           formatting and lint, writing'
+	@echo 'make bench         images/sec of every stage on this machine'
+	@echo 'make records       the full benchmarks on DATA=, an hour'
 
 # The stamp carries what was installed from: a second call does nothing.
 setup: .venv/installed
@@ -45,3 +47,21 @@ demo: setup
 	$(BIN)/tinyvgg pack $(or $(DATA),$(DEMO)/images) $(DEMO)/packed
 	$(BIN)/tinyvgg train $(DEMO)/packed --out $(DEMO)/run --epochs $(EPOCHS) $(if $(DATA),,--batch-size 32)
 	$(BIN)/tinyvgg evaluate $(DEMO)/run/best.pt $(DEMO)/packed $(if $(DATA),,--min-top1 0.9)
+
+# The short suite, on DATA or on synthetic images: a table, one line of JSON last.
+bench: setup
+	rm -rf $(DEMO)/bench
+	$(if $(DATA),,$(BIN)/tinyvgg synth $(DEMO)/bench/images)
+	$(BIN)/tinyvgg pack $(or $(DATA),$(DEMO)/bench/images) $(DEMO)/bench/packed
+	$(BIN)/tinyvgg bench $(DEMO)/bench/packed
+
+# The full suite on DATA, a folder-per-class tree: an hour; commit the records it writes.
+records: setup
+	$(if $(DATA),,$(error make records needs DATA=, a folder of real images))
+	test -d $(DEMO)/real || $(BIN)/tinyvgg pack $(DATA) $(DEMO)/real
+	$(BIN)/python -m benchmarks.pack $(DATA)
+	$(BIN)/python -m benchmarks.loaders $(DEMO)/real $(DATA)
+	$(BIN)/python -m benchmarks.scaling $(DEMO)/real
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.end_to_end $(DEMO)/real $(DATA)
+	$(BIN)/python tools/render_records.py

@@ -8,6 +8,7 @@ it is what loading, metering and bookkeeping cost. The reference is ImageFolder 
 """
 
 import argparse
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -87,8 +88,8 @@ def reference_loop(folders: str, num_workers: int) -> Work:
 def main() -> None:
     """Measure all arms and write a record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("packed")
-    parser.add_argument("folders", help="the same images for ImageFolder")
+    parser.add_argument("packed", type=os.path.abspath)
+    parser.add_argument("folders", type=os.path.abspath, help="the same images for ImageFolder")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     machine = describe_machine()

@@ -8,6 +8,7 @@ that nobody wins by delivering something else.
 """
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,8 @@ def check_same_images(packed: str, folders: str) -> None:
 def main() -> None:
     """Measure all arms and write a record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("packed")
-    parser.add_argument("folders", help="the same images for ImageFolder")
+    parser.add_argument("packed", type=os.path.abspath)
+    parser.add_argument("folders", type=os.path.abspath, help="the same images for ImageFolder")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     machine = describe_machine()

@@ -30,7 +30,8 @@ from typing import Any
 
 from tinyvgg.reporting.bench import Work, time_window
 
-RECORDS = Path(__file__).parent / "records"
+REPOSITORY = Path(__file__).parents[1]
+RECORDS = REPOSITORY / "benchmarks" / "records"
 SCHEMA = 1
 BUSY_LOAD = 0.3  # load average a core, above which other work disturbs the figures
 
@@ -131,6 +132,7 @@ def measure_once(arm: Arm) -> list[float]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **arm.environment},
+        cwd=REPOSITORY,
         check=True,
     )
     rates: list[float] = json.loads(done.stdout.splitlines()[-1])
@@ -158,7 +160,7 @@ def describe_machine() -> dict[str, Any]:
     """Return what a record must say of the machine, the versions and the checkout."""
 
     def output_of(*words: str) -> str:
-        done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY)
         return done.stdout.strip()
 
     cpu_info = Path("/proc/cpuinfo")
@@ -172,7 +174,9 @@ def describe_machine() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": output_of("git", "rev-parse", "HEAD"),
-        "is_dirty": bool(output_of("git", "status", "--porcelain", "--", ":!records")),
+        "is_dirty": bool(
+            output_of("git", "status", "--porcelain", "--", ".", ":!benchmarks/records")
+        ),
         "cpu": fields.get("model name", platform.processor()),
         "cpu_family_model": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
         "cpu_flags": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),

@@ -110,7 +110,7 @@ def pillow_loop(source: str, scratch: str) -> Work:
 def main() -> None:
     """Measure all arms and write a record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source")
+    parser.add_argument("source", type=os.path.abspath)
     parser.add_argument("--scratch", default=None, help="folder to write in; a temporary one")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

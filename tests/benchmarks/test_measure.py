@@ -1,0 +1,54 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measure import Arm, Measurement, compare, measure_once
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def measurement(name: str, *rates: float) -> Measurement:
+    return Measurement(Arm(name, "nowhere:nothing"), [[rate] * 3 for rate in rates])
+
+
+def test_a_ratio_is_taken_within_each_repeat() -> None:
+    ratio = compare(measurement("a", 2, 20, 200, 4, 8), measurement("b", 1, 10, 100, 2, 4))
+
+    assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+    assert ratio.is_difference
+
+
+def test_noise_around_one_is_no_difference() -> None:
+    ratio = compare(measurement("a", 1.1, 0.9, 1.05, 0.95, 1.0), measurement("b", 1, 1, 1, 1, 1))
+
+    assert not ratio.is_difference
+
+
+def test_an_arm_is_measured_in_a_process_of_its_own_and_returns_its_windows() -> None:
+    arm = Arm("sleep", "tests.benchmarks.sleeping:ten_images", window_sec=0.01, num_windows=3)
+
+    rates = measure_once(arm)
+
+    assert len(rates) == 3
+    assert all(0 < rate < 10 / 0.005 for rate in rates)  # 10 images take at least 5 ms
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks" / "records").glob("*.json")))
+def test_a_record_says_how_it_was_made(path: Path) -> None:
+    record = json.loads(path.read_text())
+
+    assert record["schema"] == 1
+    assert record["machine"]["commit"][:8] in path.name
+    assert not record["machine"]["is_dirty"]
+    assert all(len(arm["windows"]) >= 5 for arm in record["arms"])
+
+
+def test_the_readme_says_what_the_records_say() -> None:
+    tool = REPOSITORY / "tools" / "render_records.py"
+
+    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,109 @@
+"""Draw the README's table and the plot of benchmarks/records: `python tools/render_records.py`.
+
+With --check, change nothing and fail if the README says something else than the records.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+REPOSITORY = Path(__file__).parents[1]
+RECORDS = REPOSITORY / "benchmarks" / "records"
+BEGIN, END = "<!-- records: tools/render_records.py -->", "<!-- end of records -->"
+
+
+def read_records() -> list[dict[str, Any]]:
+    """Return the newest record of each benchmark, by name."""
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted(RECORDS.glob("*.json")):
+        record = json.loads(path.read_text())
+        record["path"] = path.relative_to(REPOSITORY).as_posix()
+        if (
+            record["name"] not in newest
+            or record["machine"]["date"] > newest[record["name"]]["machine"]["date"]
+        ):
+            newest[record["name"]] = record
+    return [newest[name] for name in sorted(newest)]
+
+
+def render_tables(records: list[dict[str, Any]]) -> str:
+    """Return the rates of every record and its bars, as Markdown."""
+    lines = []
+    for record in records:
+        machine = record["machine"]
+        flags = ", ".join(machine["cpu_flags"])
+        busy = "; the machine was busy" if machine["is_busy"] else ""
+        lines += [
+            f"**{record['name']}**: {record['claim']}. {machine['num_cores']} cores of "
+            f"{machine['cpu']} (family/model {machine['cpu_family_model']}; {flags}), torch "
+            f"{machine['torch']}, {machine['date'][:10]}, commit {machine['commit'][:8]}{busy}. "
+            f"[Record]({record['path']})",
+            "",
+            "| arm | images/sec, median | quartiles | processes |",
+            "| --- | ---: | ---: | ---: |",
+        ]
+        for arm in record["arms"]:
+            low, high = arm["quartiles"]
+            lines.append(
+                f"| {arm['name']} | {_number(arm['images_per_sec'])} | "
+                f"{_number(low)} to {_number(high)} | {len(arm['windows'])} |"
+            )
+        lines.append("")
+        if record["bars"]:
+            lines += ["| ratio | median | 95 % interval | bar |", "| --- | ---: | ---: | ---: |"]
+            for bar in record["bars"]:
+                verdict = "met" if bar["is_met"] else "**not met**"
+                lines.append(
+                    f"| {bar['what']} | {bar['ratio']:.2f} | {bar['low']:.2f} to "
+                    f"{bar['high']:.2f} | {bar['at_least']}: {verdict} |"
+                )
+            lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def plot_scaling(record: dict[str, Any], path: Path) -> None:
+    """Draw microseconds per image against the number of images and against the batch size."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for position, (option, title) in enumerate(
+        (("num_images", "images in the data set"), ("batch_size", "images in a batch")), start=1
+    ):
+        axes = figure.add_subplot(1, 2, position)
+        arms = record["arms"][:4] if option == "num_images" else record["arms"][4:]
+        sizes = [arm["options"][option] for arm in arms]
+        axes.semilogx(sizes, [1e6 / arm["images_per_sec"] for arm in arms], marker="o")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(title)
+        axes.set_ylabel("µs per image")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:,.1f}"
+
+
+def main() -> int:
+    """Write or check the README's section."""
+    records = read_records()
+    path = REPOSITORY / "README.md"
+    text = path.read_text()
+    section = f"{BEGIN}\n\n{render_tables(records)}\n\n{END}"
+    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
+    rendered = pattern.sub(lambda _: section, text)
+    if "--check" in sys.argv[1:]:
+        if rendered != text:
+            print("README.md: its table is not what the records say; run tools/render_records.py")
+        return int(rendered != text)
+    path.write_text(rendered)
+    for record in records:
+        if record["name"] == "scaling":
+            plot_scaling(record, RECORDS / "scaling.png")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
