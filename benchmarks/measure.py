@@ -48,6 +48,7 @@ class Arm:
         num_windows: measured in each process after the warm-up.
         min_warm_windows: windows thrown away at least; 0 for whole commands.
         environment: variables to set before the process starts.
+        ceiling: name of the arm that bounds this one, for its share of what is possible.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Arm:
     num_windows: int = 5
     min_warm_windows: int = 2
     environment: dict[str, str] = field(default_factory=dict)
+    ceiling: str | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from tinyvgg.training.state import build_model
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
 
 NUM_CLASSES = 100
+CONVOLUTIONS = "ceiling: ten convolutions alone"
 PIXELS = 64
 # forward and backward at 64 x 64, without the gradient for the input: 2 per multiply-add
 FLOP_PER_IMAGE = 6.836e9
@@ -135,12 +136,12 @@ def main() -> None:
     step = {"batch_size": fast.batch_size, "amp": amp, "compiled": False}
     arms = [
         Arm("tinyvgg step, recipe fast", "benchmarks.train_step:tinyvgg_step", step,
-            environment=TRAIN_ENVIRONMENT, **steady),
+            environment=TRAIN_ENVIRONMENT, ceiling=CONVOLUTIONS, **steady),
         Arm("the same without its process environment", "benchmarks.train_step:tinyvgg_step", step,
-            **steady),
+            ceiling=CONVOLUTIONS, **steady),
         Arm("reference step, batch 50", "benchmarks.train_step:reference",
-            {"batch_size": 50}, **steady),
-        Arm("ceiling: ten convolutions alone", "benchmarks.train_step:convolutions",
+            {"batch_size": 50}, ceiling=CONVOLUTIONS, **steady),
+        Arm(CONVOLUTIONS, "benchmarks.train_step:convolutions",
             {"batch_size": fast.batch_size, "amp": amp}, environment=TRAIN_ENVIRONMENT, **steady),
     ]  # fmt: skip
     measured = measure(arms, num_repeats=options.repeats)

@@ -43,14 +43,17 @@ def render_tables(records: list[dict[str, Any]]) -> str:
             f"{machine['torch']}, {machine['date'][:10]}, commit {machine['commit'][:8]}{busy}. "
             f"[Record]({record['path']})",
             "",
-            "| arm | images/sec, median | quartiles | processes |",
-            "| --- | ---: | ---: | ---: |",
+            "| arm | images/sec, median | quartiles | processes | share of its ceiling |",
+            "| --- | ---: | ---: | ---: | ---: |",
         ]
+        rates = {arm["name"]: arm["images_per_sec"] for arm in record["arms"]}
         for arm in record["arms"]:
             low, high = arm["quartiles"]
+            ceiling = arm["ceiling"]
+            share = "" if ceiling is None else f"{100 * rates[arm['name']] / rates[ceiling]:.0f} %"
             lines.append(
                 f"| {arm['name']} | {_number(arm['images_per_sec'])} | "
-                f"{_number(low)} to {_number(high)} | {len(arm['windows'])} |"
+                f"{_number(low)} to {_number(high)} | {len(arm['windows'])} | {share} |"
             )
         lines.append("")
         if record["bars"]:
