@@ -3,14 +3,14 @@ PYTHON ?= python3
 # The torch that records and tests were made with; another one: make setup TORCH="torch torchvision"
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 K ?=
-EPOCHS ?= $(if $(DATA),1,5)
+EPOCHS ?= $(if $(DATA),1,3)
 BIN := .venv/bin
 DEMO := demo
 
 .PHONY: help setup check fix test demo bench records
 help:
 	@echo 'make setup         .venv with torch, tinyvgg and its development tools'
-	@echo 'make demo          make images, pack, train, score: 5 minutes on 2 cores'
+	@echo 'make demo          make images, pack, train, score: 3 minutes on 2 cores'
 	@echo 'make demo DATA=x   the same on real folders or a zip (EPOCHS=1)'
 	@echo 'make test [K=x]    all tests, or those whose name matches x'
 	@echo 'make check         formatting, lint, types: changes nothing'
