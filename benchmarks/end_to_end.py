@@ -35,7 +35,7 @@ from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.state import Training, open_training
 
 STEP = "its step alone"
-STEPS = 8  # of the loop in one unit of work
+STEPS = 2  # of the loop in one unit of work
 
 
 def build_training(packed: str, amp: str) -> Training:
@@ -46,7 +46,7 @@ def build_training(packed: str, amp: str) -> Training:
 
 
 def train_loop(packed: str, amp: str) -> Work:
-    """The loop of `tinyvgg train`, 8 steps a unit."""
+    """The loop of `tinyvgg train`, 2 steps a unit."""
     training = build_training(packed, amp)
 
     def work() -> int:
@@ -95,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     machine = describe_machine()
     amp = probe_amp(torch.device("cpu"))
-    steady: dict[str, Any] = {"window_sec": 8.0, "num_windows": 3, "min_warm_windows": 1}
+    steady: dict[str, Any] = {"window_sec": 2.0, "num_windows": 2, "min_warm_windows": 1}
     given = {"packed": options.packed, "amp": amp}
     arms = [
         Arm("tinyvgg train, loop", "benchmarks.end_to_end:train_loop", given,

@@ -166,14 +166,13 @@ def main() -> None:
         ours("resident, crop + flip + normalize, float32", "resident", "float32", augment=True),
         ours("torch, crop + flip + normalize, bfloat16", "torch", "bfloat16", augment=True),
         ours("torch, uint8 as stored", "torch", "uint8", augment=False),
-        ours("resident, uint8 as stored", "resident", "uint8", augment=False),
         *(
             Arm(
                 f"ImageFolder, flip + normalize, {workers} workers",
                 "benchmarks.loaders:image_folder",
                 {"folders": options.folders, "num_workers": workers},
-                window_sec=2.0,
-                num_windows=3,
+                window_sec=1.0,
+                num_windows=2,
                 ceiling=NORMALIZE,
             )
             for workers in (0, 2, 8)

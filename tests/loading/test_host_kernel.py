@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -45,23 +46,21 @@ def write_images(
     images: np.ndarray,
     crops: np.ndarray,
     dtype: torch.dtype,
-    num_threads: int | None = None,
     is_augmented: bool = True,
 ) -> torch.Tensor:
     """Return what the kernel writes for `images` in reverse order, and check around it."""
-    kernel = HostKernel(images.shape[1:], Normalization(MEAN, STD), dtype, num_threads)
+    kernel = HostKernel(images.shape[1:], Normalization(MEAN, STD), dtype)
     addresses = images.ctypes.data + np.arange(len(images))[::-1] * images[0].nbytes
     guarded = kernel.empty(len(images) + 2)  # the first and the last are not the kernel's
     guarded.view(torch.uint8).fill_(77)
-    with kernel:
-        kernel.write(
-            addresses,
-            crops[:, 0].astype(np.int32),
-            crops[:, 1].astype(np.int32),
-            crops[:, 2].astype(np.bool_),
-            guarded[1:-1],
-            is_augmented=is_augmented,
-        )
+    kernel.write(
+        addresses,
+        crops[:, 0].astype(np.int32),
+        crops[:, 1].astype(np.int32),
+        crops[:, 2].astype(np.bool_),
+        guarded[1:-1],
+        is_augmented=is_augmented,
+    )
     assert (guarded[[0, -1]].view(torch.uint8) == 77).all()
     return guarded[1:-1]
 
@@ -107,19 +106,6 @@ def test_images_that_are_not_augmented_are_written_whole(dtype: torch.dtype) -> 
     assert same_bits(written, normalize_slowly(images[::-1].copy(), dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_images", [1, 2, 7])
-@pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
-def test_the_number_of_threads_changes_nothing(
-    num_threads: int, num_images: int, dtype: torch.dtype
-) -> None:
-    images, crops = draw_images(num_images, 9, 8), CROPS[:: len(CROPS) // num_images][:num_images]
-
-    written = write_images(images, crops, dtype, num_threads)
-
-    assert same_bits(written, write_slowly(images, crops, dtype))
-
-
 @pytest.mark.parametrize("is_augmented", [False, True])
 def test_stored_images_are_only_read(is_augmented: bool) -> None:
     images = draw_images(4, 5, 7)
@@ -130,20 +116,41 @@ def test_stored_images_are_only_read(is_augmented: bool) -> None:
     assert np.array_equal(images, before)
 
 
-def test_threads_end_with_the_block() -> None:
+@pytest.fixture(params=[1, 2, 3, 8])
+def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Torch's number of threads, for one test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_threads_end_with_the_epoch_or_where_it_is_left(num_threads: int) -> None:
     before = set(threading.enumerate())
-    kernel = HostKernel((5, 7, 3), Normalization(MEAN, STD), torch.uint8, 3)
-    images, nothing = draw_images(6, 5, 7), np.zeros(6, np.int32)
-    addresses = images.ctypes.data + np.arange(6) * images[0].nbytes
+    images = draw_images(12, 5, 7)
+    plan = plan_rank_epoch(
+        np.arange(12),
+        seed=0,
+        epoch=0,
+        batch_size=1,
+        shuffle=True,
+        augment=True,
+        drop_last=False,
+    )
+    kernel = HostKernel((5, 7, 3), Normalization(MEAN, STD), torch.uint8)
+    addresses = images.ctypes.data + np.arange(12) * images[0].nbytes
 
-    with kernel:
-        crops = (nothing, nothing, nothing.astype(np.bool_))
-        kernel.write(addresses, *crops, kernel.empty(6), is_augmented=False)
-        assert len(set(threading.enumerate()) - before) in (1, 2)
+    batches = host_batches(kernel, addresses, plan)
+    next(batches)
+    assert 1 <= len(set(threading.enumerate()) - before) <= num_threads
+    batches.close()
+    assert set(threading.enumerate()) == before
 
+    assert len(list(host_batches(kernel, addresses, plan))) == 12
     assert set(threading.enumerate()) == before
 
 
+@pytest.mark.usefixtures("num_threads")
 def test_batches_of_an_epoch_follow_the_plan() -> None:
     images = draw_images(11, 5, 7)
     plan = plan_rank_epoch(

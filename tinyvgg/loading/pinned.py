@@ -185,19 +185,18 @@ class PinnedSource:
         # the slots were allocated on the model's stream: nothing may still be using them there
         copy_stream.wait_event(runtime.current_stream().record_event())
         try:
-            with kernel:
-                for step in range(min(1, len(epoch))):
-                    send(step)
-                for step in range(len(epoch)):
-                    if step + 1 < len(epoch):
-                        send(step + 1)
-                    slot = step % NUM_SLOTS
-                    runtime.current_stream().wait_event(copied[slot])
-                    tensors = plan.step(step)
-                    images = self.pixels(slots[slot], in_order, tensors)
-                    released[slot] = runtime.current_stream().record_event()
-                    num_valid = int(epoch.num_valid[step])
-                    yield Batch(images, tensors["labels"], tensors["ids"], num_valid)
+            for step in range(min(1, len(epoch))):
+                send(step)
+            for step in range(len(epoch)):
+                if step + 1 < len(epoch):
+                    send(step + 1)
+                slot = step % NUM_SLOTS
+                runtime.current_stream().wait_event(copied[slot])
+                tensors = plan.step(step)
+                images = self.pixels(slots[slot], in_order, tensors)
+                released[slot] = runtime.current_stream().record_event()
+                num_valid = int(epoch.num_valid[step])
+                yield Batch(images, tensors["labels"], tensors["ids"], num_valid)
         finally:
             # left early, a copy may be under way: its slot goes back to the memory of the model's
             # stream, which must not use it before
