@@ -135,14 +135,19 @@ def run_train(argv: Sequence[str]) -> int:
     dataset = open_dataset(config.packed)
     device = find_device(config.device)
     with joined_world(device) as rank:
-        training = open_training(config, dataset, device, rank)
-        train_epochs(training, is_main=rank == 0)
-        if rank == 0 and training.step < training.num_steps:
-            print(f"{config.out}: stopped at step {training.step:,}; --resume goes on")
-        if rank == 0 and config.json:
-            history = [asdict(metrics) for metrics in training.history]
-            print_json({"run": str(config.out), "step": training.step, "history": history})
+        train_run(open_training(config, dataset, device, rank), is_main=rank == 0)
     return 0
+
+
+def train_run(training: "Training", *, is_main: bool) -> None:
+    """Train a run to its end or limit, and say where it stands."""
+    train_epochs(training, is_main=is_main)
+    if is_main and training.step < training.num_steps:
+        print(f"{training.config.out}: stopped at step {training.step:,}; --resume goes on")
+    if is_main and training.config.json:
+        history = [asdict(metrics) for metrics in training.history]
+        run = str(training.config.out)
+        print_json({"run": run, "step": training.step, "history": history})
 
 
 def train_epochs(training: "Training", *, is_main: bool) -> None:

@@ -3,6 +3,7 @@
 One process a device under `torchrun`; on its own a process is a world of one.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,11 @@ def find_device(name: str) -> torch.device:
 
 @contextmanager
 def joined_world(device: torch.device) -> Iterator[int]:
-    """Join the processes that torchrun started, if it did; yield this process's rank."""
+    """Join the processes that torchrun started, if it did; yield this process's rank.
+
+    All ranks leave together, and nothing that holds the group outlives it: gloo's threads abort
+    a process that ends while a peer still talks, or that frees the group at interpreter exit.
+    """
     if "WORLD_SIZE" not in os.environ:
         yield 0
         return
@@ -63,5 +68,7 @@ def joined_world(device: torch.device) -> Iterator[int]:
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield torch.distributed.get_rank()
+        torch.distributed.barrier()
     finally:
+        gc.collect()  # a DistributedDataParallel in a reference cycle holds the group
         torch.distributed.destroy_process_group()
