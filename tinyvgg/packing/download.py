@@ -20,17 +20,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse, InvalidURL, responses
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from filelock import FileLock, Timeout
-
 from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing.config import TINY_IMAGENET_BYTES, TINY_IMAGENET_MD5, DownloadConfig
+from tinyvgg.packing.locking import hold_lock
 
 ARCHIVE_NAME = "tiny-imagenet-200.zip"
 ATTEMPTS = 5  # with pauses of 1, 2, 4 and 8 s between them
@@ -71,7 +70,7 @@ def download_archive(
     if not re.match("https?://", config.url, re.IGNORECASE):  # urllib would open file: too
         raise DatasetError(f"url: {config.url!r}, needed http:// or https://; {MIRROR}")
     partial = out.with_name(out.name + ".partial")
-    with _exclusive(out):
+    with hold_lock(out, "tinyvgg download"):
         if _count_bytes(partial) > num_bytes:
             partial.unlink()
         _check_space(partial, num_bytes)
@@ -99,23 +98,6 @@ def _find_fault(path: Path, num_bytes: int, md5: str) -> str:
 
 def _count_bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-@contextlib.contextmanager
-def _exclusive(out: Path) -> Iterator[None]:
-    """Hold OUT.lock, so that two downloads never write the same OUT.partial."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        text = f"{out}: another 'tinyvgg download' is writing it; wait for it"
-        raise DatasetError(text) from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: nobody else has it
-        lock.release()
 
 
 def _check_space(partial: Path, num_bytes: int) -> None:

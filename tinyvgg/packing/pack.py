@@ -26,7 +26,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from tinyvgg.durable import sync_folder
@@ -34,6 +33,7 @@ from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.decode import decode_image, read_image_size
 from tinyvgg.packing.folders import ImageSource, SourceImage, list_images
+from tinyvgg.packing.locking import hold_lock
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
     SPLITS,
@@ -84,7 +84,7 @@ def pack_images(
         OSError: the disk cannot be written; nothing is left behind.
     """
     out = config.out.resolve()  # a link stays, what it names is replaced
-    with _exclusive(out), contextlib.ExitStack() as stack:
+    with hold_lock(out, "tinyvgg pack"), contextlib.ExitStack() as stack:
         _check_out(config, out)
         partial = out.with_name(out.name + ".partial")
         if partial.exists():  # of a killed run: nobody else holds the lock
@@ -335,22 +335,6 @@ def _publish(partial: Path, out: Path) -> None:
 def _name_replaced(out: Path) -> Path:
     """Name the old OUT between two renames; nobody keeps a backup under such a name."""
     return out.with_name(out.name + ".replaced-by-pack")
-
-
-@contextlib.contextmanager
-def _exclusive(out: Path) -> Iterator[None]:
-    """Hold OUT.lock, so that two packers never write the same OUT."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise DatasetError(f"{out}: another 'tinyvgg pack' is writing it; wait for it") from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: nobody else has it
-        lock.release()
 
 
 def _num_cores() -> int:
