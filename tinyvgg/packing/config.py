@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Optional
 
 import tyro
 
@@ -55,7 +55,7 @@ class PackConfig:
     """Images in a shard."""
     workers: int = 0
     """Decoding threads; 0 means one for each CPU core. The bytes do not depend on it."""
-    resize: int | None = None
+    resize: Optional[int] = None  # noqa: UP045 - `int | None` makes tyro load typeguard: 0.06 s
     """Scale the shorter side to this many pixels and cut out the center square."""
     on_bad: Literal["fail", "skip"] = "fail"
     """Images that cannot be packed: stop and list them, or leave them out and list them."""
