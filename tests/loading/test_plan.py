@@ -9,6 +9,7 @@ from tinyvgg.loading.plan import (
     PADDING_ID,
     PADDING_LABEL,
     RankEpoch,
+    argsort_words,
     count_steps,
     draw_words,
     plan_augmentation,
@@ -103,6 +104,13 @@ def test_order_is_a_permutation(seed: int, epoch: int, num_images: int) -> None:
 
 
 @settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 2**64 - 1) | st.sampled_from([0, 5, 2**63, 2**64 - 1]), max_size=99))
+def test_argsort_of_words_is_numpys_stable_one(words: list[int]) -> None:
+    array = np.array(words, np.uint64)
+
+    assert argsort_words(array).tolist() == np.argsort(array, kind="stable").tolist()
+
+
 @given(seed=SEEDS, epoch=EPOCHS, num_images=st.integers(1, 200))
 def test_an_epoch_follows_the_formulas(seed: int, epoch: int, num_images: int) -> None:
     ranks = plan_ranks(num_images, 1, seed=seed, epoch=epoch)

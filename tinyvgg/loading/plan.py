@@ -88,8 +88,22 @@ def draw_words(seed: int, epoch: int, num_images: int) -> NDArray[np.uint64]:
 
 def plan_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     """Return the order of an epoch: a permutation of the rows of a split, int64 [N]."""
-    words = draw_words(seed, epoch, num_images)
-    return np.argsort(words[:num_images], kind="stable")
+    return argsort_words(draw_words(seed, epoch, num_images)[:num_images])
+
+
+def argsort_words(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the stable argsort of random words, int64 [N].
+
+    Sorting values is twice as fast as sorting positions by them, so the position takes the
+    place of a word's low bits; if any two words agree in the others, they decide after all.
+    """
+    mask = np.uint64(2 ** (len(words) - 1).bit_length() - 1)
+    keys = (words & ~mask) | np.arange(len(words), dtype=np.uint64)
+    keys.sort()
+    high = keys & ~mask
+    if (high[1:] == high[:-1]).any():
+        return np.argsort(words, kind="stable")
+    return (keys & mask).astype(np.int64)
 
 
 def plan_augmentation(seed: int, epoch: int, num_images: int) -> Augmentation:

@@ -7,7 +7,7 @@ To:   `shards.store`, which writes the files; `loading` opens them.
     decode threads  read, decode and sum up a block          (without the GIL, save a few µs)
     write threads   hash, checksum, write and fsync a shard, block by block, in order
 
-Promises: the bytes depend on the images alone, not on the number of threads; memory is 128 MiB
+Promises: the bytes depend on the images alone, not on the number of threads; memory is 32 MiB
 of buffers whatever the input's size; OUT appears by one rename, complete, or not at all.
 
 Bad images are found on the first pass over a split. With `--on-bad skip` the split is then
@@ -47,7 +47,7 @@ from tinyvgg.shards.manifest import (
 )
 from tinyvgg.shards.store import MANIFEST_NAME, write_manifest, write_shard
 
-BUFFER_BYTES = 128 * 2**20  # 42 blocks of 64 x 64 images: enough for two shards in flight
+BUFFER_BYTES = 32 * 2**20  # 10 blocks of 64 x 64 images: they stay in the L3 cache
 TILE_VALUES = 128 * 768  # of `sum_channels`
 NUM_WRITERS = 2  # one hashes and writes while the other waits for fsync
 
