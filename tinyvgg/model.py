@@ -76,7 +76,7 @@ class VGG_Net(nn.Module):  # noqa: N801 - the published name
                 hidden = layers[-1](hidden)
             else:
                 hidden = _convolve_needed_part(layers, hidden)
-            hidden = dropout(functional.relu(functional.max_pool2d(hidden, 2), inplace=True))
+            hidden = dropout(functional.relu(max_pool(hidden), inplace=True))
         return self._classify(hidden)
 
     def _classify(self, features: Tensor) -> Tensor:
@@ -85,6 +85,28 @@ class VGG_Net(nn.Module):  # noqa: N801 - the published name
             hidden = functional.relu(layer(hidden))
         logits: Tensor = self.classifier(hidden)
         return logits
+
+
+def max_pool(images: Tensor) -> Tensor:
+    """Return the maximum of every 2 x 2 window; of equal ones the first has the gradient.
+
+    Under torch.compile as selections: inductor makes the gradient of `max_pool2d` a scatter into
+    NCHW and a transposing copy back to channels-last, after each of the four groups. The gradient
+    of selections is one pass in the layout there is (tests/test_gpu_static.py).
+
+    Args:
+        images: floating [B, C, H, W].
+
+    Returns:
+        [B, C, H // 2, W // 2].
+    """
+    if not torch.compiler.is_compiling():
+        return functional.max_pool2d(images, 2)
+    height, width = (size // 2 * 2 for size in images.shape[2:])
+    rows = [images[:, :, row:height:2] for row in range(2)]
+    (a, b), (c, d) = ([part[..., column:width:2] for column in range(2)] for part in rows)
+    top, bottom = torch.where(a >= b, a, b), torch.where(c >= d, c, d)
+    return torch.where(top >= bottom, top, bottom)
 
 
 def _convolve_needed_part(layers: list[nn.Conv2d], images: Tensor) -> Tensor:
