@@ -123,3 +123,24 @@ def test_channels_last_is_kept_by_weights_and_features(
         for module in model.modules()
         if isinstance(module, nn.Conv2d)
     )
+
+
+def test_capture_changes_neither_weights_nor_optimizer_nor_generator(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    config = make_config()
+    model = build_model(config, 10)
+    step = TrainStep(LogitsOnly(model), build_optimizer(model, config), config, "off", CPU, False)
+    batch = random_batch(2, 10)
+    step(batch, 1e-4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    moments = [state["exp_avg"].clone() for state in step.optimizer.state.values()]
+    generator = torch.get_rng_state()
+
+    step.capture(batch.images, batch.labels)
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    after = [state["exp_avg"] for state in step.optimizer.state.values()]
+    assert all(torch.equal(one, other) for one, other in zip(moments, after, strict=True))

@@ -61,8 +61,10 @@ class TrainConfig:
     """Autocast to bf16 or fp16, or off; auto times both on the device (0.5 s) and keeps it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the step; auto means on CUDA only."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    """Of torch.compile; reduce-overhead replays CUDA graphs, max-autotune also tries kernels."""
     backend: Backend = "auto"
-    """Loader backend: auto, torch (mapped shards) or resident (the split in device memory)."""
+    """Loader: auto, dali (NVIDIA DALI), torch (mapped shards) or resident (in device memory)."""
     device: str = "auto"
     """auto takes CUDA or another accelerator where there is one; else cpu, cuda, cuda:1, …"""
     seed: int = 0

@@ -57,6 +57,8 @@ def train(
     """
     config = training.config
     limit = min(training.num_steps, config.limit_steps or training.num_steps)
+    if training.step < limit:
+        training.prepare()
     try:
         while training.step < limit:
             metrics = _train_epoch(training, limit, observe)

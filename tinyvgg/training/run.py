@@ -65,8 +65,8 @@ class RunFolder:
         """The checkpoint with the best validation top-1."""
         return self.path / "best.pt"
 
-    def create(self) -> None:
-        """Make a new run folder.
+    def check_new(self) -> None:
+        """Refuse a folder that holds a run; `write_config` makes it.
 
         Raises:
             CheckpointError: it holds a run already.
@@ -75,10 +75,10 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path}: exists already; pass --resume to go on with it, or another --out"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
-        """Write config.json: every setting, what `auto` meant, and versions."""
+        """Make the folder and write config.json: every setting, what `auto` meant, versions."""
+        self.path.mkdir(parents=True, exist_ok=True)
         settings = {k: v for k, v in asdict(config).items() if k not in CALL_FIELDS}
         versions = {
             "tinyvgg": __version__,

@@ -37,6 +37,7 @@ class Training:
     best_top1: float = -1.0
     history: list[EpochMetrics] = field(default_factory=list)
     elapsed_sec: float = 0.0
+    is_prepared: bool = False
     take_step: TrainStep = field(init=False)
     epoch_meter: Meter = field(init=False)
 
@@ -57,6 +58,19 @@ class Training:
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * len(self.loader)
+
+    def prepare(self) -> None:
+        """Compile before the loader starts; see `TrainStep.capture`."""
+        if not self.compiled or self.is_prepared:
+            return
+        self.is_prepared = True
+        image = self.dataset.manifest.image
+        num_images = self.loader.batch_size // self.loader.world_size
+        shape = (num_images, image.height, image.width, image.channels)
+        images = torch.zeros(shape, dtype=self.image_dtype, device=self.device)
+        labels = torch.zeros(num_images, dtype=torch.int64, device=self.device)
+        self.network.train()
+        self.take_step.capture(images.permute(0, 3, 1, 2), labels)
 
     def checkpoint(self, *, weights_only: bool = False) -> dict[str, Any]:
         """Return what `evaluate` needs, and what `--resume` needs unless `weights_only`."""
@@ -146,7 +160,7 @@ def open_training(
     run = RunFolder(config.out)
     checkpoint = run.read_last(device) if config.resume else None
     if rank == 0 and checkpoint is None:
-        run.create()
+        run.check_new()
     amp = probe_amp(device) if config.amp == "auto" else config.amp
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
     is_reference = config.statistics == "reference"

@@ -105,7 +105,42 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self.compute = self.compute_loss
         if self.compiled:
-            self.compute = torch.compile(self.compute_loss, fullgraph=True, dynamic=False)
+            mode = self.config.compile_mode
+            self.compute = torch.compile(
+                self.compute_loss,
+                fullgraph=True,
+                dynamic=False,
+                mode=None if mode == "default" else mode,
+            )
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether forward and backward are replayed as CUDA graphs."""
+        return (
+            self.compiled and self.config.compile_mode != "default" and self.device.type == "cuda"
+        )
+
+    def capture(self, images: Tensor, labels: Tensor) -> None:
+        """Compile, and capture CUDA graphs if there are any, without changing the run.
+
+        To be called before a loader starts: a thread of DALI's that frees memory while a stream
+        captures would end the capture. Weights, optimizer and generators stay as they are.
+
+        Args:
+            images: of the shape, strides and type of every later batch.
+            labels: int64 [B].
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            for _ in range(3):  # warm up, record, replay
+                loss, _ = self._compute(images, labels)
+                torch.autograd.backward(loss)
+                self.optimizer.zero_grad(set_to_none=True)
+
+    def _compute(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.has_graphs:  # the last step's outputs may be overwritten from here on
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return self.compute(images, labels)
 
     def compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean cross-entropy and hits of a batch, float32 scalars on the device.
@@ -125,7 +160,7 @@ class TrainStep:
         """Update the weights with one batch; return its loss and hits, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, hits = self.compute(batch.images, batch.labels)
+        loss, hits = self._compute(batch.images, batch.labels)
         torch.autograd.backward(self.scaler.scale(loss))
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
