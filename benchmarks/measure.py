@@ -33,6 +33,12 @@ from tinyvgg.reporting.bench import Work, time_window
 REPOSITORY = Path(__file__).parents[1]
 RECORDS = REPOSITORY / "benchmarks" / "records"
 SCHEMA = 1
+PEAK_FLOP_PER_SEC = {  # dense bf16, by what a GPU's name contains; NVIDIA's data sheets
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
 BUSY_LOAD = 0.3  # load average a core, above which other work disturbs the figures
 
 
@@ -49,6 +55,7 @@ class Arm:
         min_warm_windows: windows thrown away at least; 0 for whole commands.
         environment: variables to set before the process starts.
         ceiling: name of the arm that bounds this one, for its share of what is possible.
+        flop_per_image: floating-point operations that an image costs, where that says something.
     """
 
     name: str
@@ -59,6 +66,7 @@ class Arm:
     min_warm_windows: int = 2
     environment: dict[str, str] = field(default_factory=dict)
     ceiling: str | None = None
+    flop_per_image: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,27 @@ def describe_machine() -> dict[str, Any]:
         "is_busy": load > BUSY_LOAD * (num_cores or 1),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **describe_gpu(),
+    }
+
+
+def describe_gpu() -> dict[str, Any]:
+    """Return name, dense bf16 peak (None where it is not known), power and driver of the GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"gpu": None, "peak_flop_per_sec": None}
+    name = torch.cuda.get_device_name()
+    peaks = [peak for part, peak in PEAK_FLOP_PER_SEC.items() if part in name]
+    query = "--query-gpu=driver_version,power.limit,clocks.max.sm"
+    done = subprocess.run(
+        ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return {
+        "gpu": name,
+        "peak_flop_per_sec": peaks[0] if peaks else None,
+        "gpu_driver_power_clock": done.stdout.strip(),
+        "cuda": torch.version.cuda,
     }
 
 
@@ -219,6 +247,7 @@ def write_record(
                 "images_per_sec": measurement.images_per_sec,
                 "quartiles": measurement.quartiles,
                 "windows": measurement.windows,
+                **flop_rates(measurement, machine),
             }
             for measurement in measurements.values()
         ],
@@ -227,6 +256,15 @@ def write_record(
     path = RECORDS / f"{machine['date'][:10]}-{name}-{machine['commit'][:8]}.json"
     path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     return path
+
+
+def flop_rates(measurement: Measurement, machine: dict[str, Any]) -> dict[str, float]:
+    """Return operations per second, and MFU (their share of the dense peak) where it is known."""
+    if measurement.arm.flop_per_image is None:
+        return {}
+    rate = measurement.arm.flop_per_image * measurement.images_per_sec
+    peak = machine.get("peak_flop_per_sec")
+    return {"flop_per_sec": rate, **({"mfu": rate / peak} if peak else {})}
 
 
 def make_bar(

@@ -36,6 +36,9 @@ def render_tables(records: list[dict[str, Any]]) -> str:
     for record in records:
         machine = record["machine"]
         flags = ", ".join(machine["cpu_flags"])
+        has_flops, has_mfu = (
+            any(field in arm for arm in record["arms"]) for field in ("flop_per_sec", "mfu")
+        )
         busy = "; the machine was busy" if machine["is_busy"] else ""
         lines += [
             f"**{record['name']}**: {record['claim']}. {machine['num_cores']} cores of "
@@ -43,8 +46,12 @@ def render_tables(records: list[dict[str, Any]]) -> str:
             f"{machine['torch']}, {machine['date'][:10]}, commit {machine['commit'][:8]}{busy}. "
             f"[Record]({record['path']})",
             "",
-            "| arm | images/sec, median | quartiles | processes | share of its ceiling |",
-            "| --- | ---: | ---: | ---: | ---: |",
+            "| arm | images/sec, median | quartiles | processes | share of its ceiling |"
+            + (" GFLOP/s |" if has_flops else "")
+            + (" MFU |" if has_mfu else ""),
+            "| --- | ---: | ---: | ---: | ---: |"
+            + (" ---: |" if has_flops else "")
+            + (" ---: |" if has_mfu else ""),
         ]
         rates = {arm["name"]: arm["images_per_sec"] for arm in record["arms"]}
         for arm in record["arms"]:
@@ -54,6 +61,8 @@ def render_tables(records: list[dict[str, Any]]) -> str:
             lines.append(
                 f"| {arm['name']} | {_number(arm['images_per_sec'])} | "
                 f"{_number(low)} to {_number(high)} | {len(arm['windows'])} | {share} |"
+                + (f" {_number(arm.get('flop_per_sec', 0) / 1e9)} |" if has_flops else "")
+                + (f" {100 * arm['mfu']:.0f} % |" if "mfu" in arm else " |" if has_mfu else "")
             )
         lines.append("")
         if record["bars"]:
