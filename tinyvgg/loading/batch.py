@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinyvgg.loading.plan import RankEpoch
+from tinyvgg.loading.plan import EpochPlanner, LoaderState
 
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
@@ -71,8 +71,8 @@ class BatchLoader(Protocol):
 class BatchSource(Protocol):
     """A backend: turns the plan of an epoch into batches, one a step, in order."""
 
-    def batches(self, epoch: RankEpoch) -> Iterator[Batch]:
-        """Yield one batch for every step of `epoch`."""
+    def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
+        """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
 
 
 @dataclass(frozen=True)

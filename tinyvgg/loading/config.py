@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-BACKENDS = ("auto", "torch", "resident")
-Backend = Literal["auto", "torch", "resident"]
+BACKENDS = ("auto", "dali", "torch", "resident")
+Backend = Literal["auto", "dali", "torch", "resident"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class LoaderConfig:
     """How shards become batches; the same for every backend."""
 
     backend: Backend = "auto"
-    """auto, torch (mapped shards) or resident (the split in device memory)."""
+    """auto, dali (NVIDIA DALI), torch (mapped shards) or resident (the split in device memory)."""
     batch_size: int = 128
     """Images in a global batch; divisible by the world size."""
     seed: int = 0

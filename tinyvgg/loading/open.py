@@ -7,8 +7,9 @@ To:   `training` and `inference`, which see a `BatchLoader` and no backend.
 was asked for by name and cannot run is an error.
 """
 
+import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from tinyvgg.errors import BackendUnavailable, ShardError
 from tinyvgg.loading.batch import DTYPES, Batch, BatchSource, Normalization
 from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.pinned import PinnedSource
-from tinyvgg.loading.plan import LoaderState, count_steps, plan_rank_epoch
+from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.loading.resident import ResidentSource
 from tinyvgg.shards.store import PackedDataset, Split
 
@@ -74,7 +75,7 @@ def open_loader(
         logger.info("backend %s for split %s: %s", backend, split, reason)
     elif backend == "resident":
         _check_resident(opened, image.num_bytes, target)
-    source_class = {"torch": PinnedSource, "resident": ResidentSource}[backend]
+    source_class = _find_source(backend)
     source = source_class(opened, image_shape, normalization, dtype, target)
     return Loader(opened, config, source, backend, normalization, dataset.manifest_sha256)
 
@@ -85,10 +86,23 @@ def choose_backend(split: Split, image_bytes: int, device: torch.device) -> tupl
         return "torch", "on a CPU it reads the mapped shards without a copy"
     if device.type != "cuda":
         return "torch", f"the only one for {device.type}"
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+        return "dali", "NVIDIA DALI is installed"
     needed, free = split.num_images * image_bytes, _free_bytes(device)
     if needed + SPARE_BYTES <= free:
-        return "resident", f"{_gib(needed)} fit into {_gib(free)} free on {device}"
-    return "torch", f"resident needs {_gib(needed + SPARE_BYTES)} on {device}, {_gib(free)} is free"
+        reason = f"nvidia-dali is not installed; {_gib(needed)} fit into {_gib(free)} free"
+        return "resident", f"{reason} on {device}"
+    reason = f"nvidia-dali is not installed; resident needs {_gib(needed + SPARE_BYTES)}"
+    return "torch", f"{reason} on {device}, {_gib(free)} is free"
+
+
+def _find_source(backend: str) -> Callable[..., BatchSource]:
+    """Return the class of a backend; DALI is loaded only if it is used."""
+    if backend == "dali":
+        from tinyvgg.loading.dali import DaliSource
+
+        return DaliSource
+    return PinnedSource if backend == "torch" else ResidentSource
 
 
 class Loader:
@@ -108,9 +122,6 @@ class Loader:
         self.source = source
         self.backend = backend
         self.batch_size = config.batch_size
-        self.shuffle = is_train if config.shuffle is None else config.shuffle
-        self.augment = is_train if config.augment is None else config.augment
-        self.drop_last = is_train if config.drop_last is None else config.drop_last
         in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if in_group else 0
         self.world_size = torch.distributed.get_world_size() if in_group else 1
@@ -119,6 +130,15 @@ class Loader:
                 f"batch_size must be divisible by the world size {self.world_size}, "
                 f"got {self.batch_size}"
             )
+        self.plan = EpochPlanner(
+            split.labels,
+            self.batch_size,
+            shuffle=is_train if config.shuffle is None else config.shuffle,
+            augment=is_train if config.augment is None else config.augment,
+            drop_last=is_train if config.drop_last is None else config.drop_last,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
         if len(self) == 0:
             raise ValueError(
                 f"batch_size must be at most {split.num_images:,}, the images of split "
@@ -129,7 +149,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Return the steps of a full epoch."""
-        return count_steps(self.split.num_images, self.batch_size, drop_last=self.drop_last)
+        return self.plan.num_steps
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield an epoch from its start."""
@@ -144,26 +164,12 @@ class Loader:
 
     def _follow(self, state: LoaderState) -> Iterator[Batch]:
         """Yield what is left of an epoch, keeping `self.state` at what was yielded."""
-        planned = plan_rank_epoch(
-            self.split.labels,
-            seed=state.seed,
-            epoch=state.epoch,
-            batch_size=self.batch_size,
-            shuffle=self.shuffle,
-            augment=self.augment,
-            drop_last=self.drop_last,
-            first=state.images_consumed,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-        next_epoch = replace(state, epoch=state.epoch + 1, images_consumed=0)
+        planned = self.plan(state)
         if len(planned) == 0:  # resumed with a larger batch than what was left
-            yield from self._follow(next_epoch)
+            yield from self._follow(state.next_epoch())
             return
-        last = len(planned) - 1
-        for step, batch in enumerate(self.source.batches(planned)):
-            consumed = int(planned.images_consumed[step])
-            self.state = next_epoch if step == last else replace(state, images_consumed=consumed)
+        for step, batch in enumerate(self.source.batches(self.plan, state)):
+            self.state = state.after(planned, step)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

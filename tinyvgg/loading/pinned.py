@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tinyvgg.loading.batch import Batch, Normalization, transform_images
 from tinyvgg.loading.host_kernel import HostKernel, host_batches
-from tinyvgg.loading.plan import RankEpoch
+from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
 from tinyvgg.shards.store import Split
 
 NUM_SLOTS = 2
@@ -148,12 +148,12 @@ class PinnedSource:
             self.pixels = DevicePixels(normalization, dtype, device)
         self.is_host = is_host
 
-    def batches(self, epoch: RankEpoch) -> Iterator[Batch]:
-        """Yield one batch for every step of `epoch`."""
+    def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
+        """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
         if self.is_host:  # a generator, so that it keeps the split and with it the mapping
-            yield from host_batches(self.kernel, self.split.row_addresses, epoch)
+            yield from host_batches(self.kernel, self.split.row_addresses, plan(state))
         else:
-            yield from self._staged_batches(epoch)
+            yield from self._staged_batches(plan(state))
 
     def _staged_batches(self, epoch: RankEpoch) -> Iterator[Batch]:
         runtime, kernel = self.runtime, self.kernel

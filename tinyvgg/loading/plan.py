@@ -11,7 +11,7 @@ the order; word N + i gives the crop and the flip of image i. Neither depends on
 world size, backend or the step a run was resumed at.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,16 @@ class LoaderState:
     def to_dict(self) -> dict[str, Any]:
         """Return the four fields as a dictionary."""
         return asdict(self)
+
+    def next_epoch(self, num_epochs: int = 1) -> "LoaderState":
+        """Return the start of a later epoch."""
+        return replace(self, epoch=self.epoch + num_epochs, images_consumed=0)
+
+    def after(self, planned: RankEpoch, step: int) -> "LoaderState":
+        """Return where a loader stands after a step of what was planned from here."""
+        if step == len(planned) - 1:
+            return self.next_epoch()
+        return replace(self, images_consumed=int(planned.images_consumed[step]))
 
 
 def draw_words(seed: int, epoch: int, num_images: int) -> NDArray[np.uint64]:
@@ -173,3 +183,46 @@ def plan_rank_epoch(
         is_augmented=augment,
         images_consumed=np.minimum(first + (steps + 1) * batch_size, num_images),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlanner:
+    """Plans epochs for one rank of a loader, and keeps the last two.
+
+    Attributes:
+        labels: int64 [N], of the split.
+        batch_size, shuffle, augment, drop_last, rank, world_size: as in `plan_rank_epoch`.
+    """
+
+    labels: NDArray[np.int64]
+    batch_size: int
+    shuffle: bool
+    augment: bool
+    drop_last: bool
+    rank: int = 0
+    world_size: int = 1
+    recent: dict[LoaderState, RankEpoch] = field(default_factory=dict)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a full epoch."""
+        return count_steps(len(self.labels), self.batch_size, drop_last=self.drop_last)
+
+    def __call__(self, state: LoaderState) -> RankEpoch:
+        """Return what is left of the epoch that `state` stands in."""
+        if state not in self.recent:
+            for oldest in list(self.recent)[:-1]:
+                del self.recent[oldest]
+            self.recent[state] = plan_rank_epoch(
+                self.labels,
+                seed=state.seed,
+                epoch=state.epoch,
+                batch_size=self.batch_size,
+                shuffle=self.shuffle,
+                augment=self.augment,
+                drop_last=self.drop_last,
+                first=state.images_consumed,
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+        return self.recent[state]

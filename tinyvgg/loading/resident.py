@@ -12,7 +12,7 @@ import torch
 from tinyvgg.loading.batch import Batch, Normalization
 from tinyvgg.loading.host_kernel import HostKernel, host_batches
 from tinyvgg.loading.pinned import AcceleratorRuntime, DevicePixels, DevicePlan
-from tinyvgg.loading.plan import RankEpoch
+from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
 from tinyvgg.shards.store import Split
 
 
@@ -48,8 +48,9 @@ class ResidentSource:
         else:
             self.pixels = DevicePixels(normalization, dtype, device)
 
-    def batches(self, epoch: RankEpoch) -> Iterator[Batch]:
-        """Yield one batch for every step of `epoch`."""
+    def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
+        """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
+        epoch = plan(state)
         if self.device.type == "cpu":
             rows = torch.arange(len(self.stored)) * self.stored.stride(0)
             addresses = (rows + self.stored.data_ptr()).numpy()

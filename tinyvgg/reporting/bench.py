@@ -7,19 +7,22 @@ Each stage runs alone, then loading and step together; the slowest one is the bo
 device is synchronized at the edges of a window only: a wait inside would hide what overlaps.
 """
 
+import logging
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 
+from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading.batch import Batch, BatchLoader
-from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.config import BACKENDS, Backend, LoaderConfig
 from tinyvgg.loading.open import open_loader
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
@@ -27,6 +30,8 @@ from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.loop import train
 from tinyvgg.training.state import Training, open_training
+
+logger = logging.getLogger("tinyvgg")
 
 PACK_IMAGES = 2000  # re-encoded as JPEG and packed again
 LOOP_STEPS = 4  # of the training loop in one unit of work
@@ -69,9 +74,16 @@ def bench_stages(
     with tempfile.TemporaryDirectory() as scratch:
         yield _measure("pack", _pack_again(dataset, Path(scratch)), 0.0)
         training = _open_training(dataset, device, Path(scratch) / "run")
-    for backend in ("torch", "resident"):
-        config = LoaderConfig(backend=backend, batch_size=min(256, dataset.train.num_images))
-        loader = open_loader(dataset, "train", config, device=device, dtype=training.image_dtype)
+    for backend in BACKENDS[1:]:
+        config = LoaderConfig(
+            backend=cast(Backend, backend), batch_size=min(256, dataset.train.num_images)
+        )
+        dtype = training.image_dtype
+        try:
+            loader = open_loader(dataset, "train", config, device=device, dtype=dtype)
+        except BackendUnavailable as error:
+            logger.info("not measured: %s", error)
+            continue
         yield _measure(f"load, backend {backend}", _load(loader), window_sec)
     yield _measure("step", _step(training), window_sec)
     yield _measure("train (load + step)", _train(training), window_sec)

@@ -1,0 +1,147 @@
+"""DALI: backend `dali` on a CPU device, beside a bare pipeline, JPEG files, and its own source.
+
+    python -m benchmarks.dali PACKED FOLDERS [--repeats 5]
+
+The bare pipeline has the same operators and is fed one batch from memory, again and again: what
+it does more than ours is what plan, gather and bookkeeping cost. From JPEG files, DALI reads,
+decodes, flips and normalizes. The source alone is what DALI calls before each batch. The rows for
+CUDA are in `benchmarks/gpu.py`.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, types
+
+from benchmarks.loaders import BATCH_SIZE
+from benchmarks.measure import (
+    Arm,
+    describe_machine,
+    make_bar,
+    measure,
+    print_table,
+    write_record,
+)
+from tinyvgg.loading.batch import Normalization
+from tinyvgg.loading.dali import Feed, define_pipeline
+from tinyvgg.loading.plan import EpochPlanner, LoaderState
+from tinyvgg.reporting.bench import Work
+from tinyvgg.shards import open_dataset
+
+CPU = torch.device("cpu")
+BARE = "bare DALI pipeline, same operators, fed from memory"
+NORMALIZATION = Normalization((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
+
+
+def started_feed(packed: str) -> Feed:
+    """Return the source of backend `dali`, at the start of a shuffled, augmented epoch."""
+    split = open_dataset(packed).train
+    plan = EpochPlanner(split.labels, BATCH_SIZE, shuffle=True, augment=True, drop_last=True)
+    feed = Feed(split, (64, 64, 3), BATCH_SIZE, CPU)
+    feed.start(plan, LoaderState(0, 0, 0, ""))
+    return feed
+
+
+def source_alone(packed: str) -> Work:
+    """What DALI calls before each batch: locate the step, gather its images."""
+    feed = started_feed(packed)
+
+    def work() -> int:
+        feed(feed.next_iteration)
+        return BATCH_SIZE
+
+    return work
+
+
+def bare_pipeline(packed: str) -> Work:
+    """The operators of backend `dali`, fed the same batch again and again."""
+    images, *others = started_feed(packed)(0)
+    given = (np.array(images.as_array()), *others)
+    pipeline = define_pipeline(
+        lambda iteration: given, CPU, BATCH_SIZE, (64, 64, 3), NORMALIZATION, torch.float32,
+        is_augmented=True,
+    )  # fmt: skip
+    return run_pipeline(pipeline)
+
+
+def jpeg_pipeline(folders: str) -> Work:
+    """DALI's own way: read and decode JPEG files, flip and normalize."""
+    root = Path(folders) / "train"
+    files = sorted(str(path) for path in root.rglob("*.JPEG"))
+    names = sorted(folder.name for folder in root.iterdir())
+    classes = {name: label for label, name in enumerate(names)}
+    labels = [classes[Path(file).relative_to(root).parts[0]] for file in files]
+    pipeline = Pipeline(batch_size=BATCH_SIZE, num_threads=torch.get_num_threads(), device_id=None)
+    with pipeline:
+        data, label = fn.readers.file(files=files, labels=labels, random_shuffle=True)
+        images = fn.crop_mirror_normalize(
+            fn.decoders.image(data),
+            dtype=types.FLOAT,
+            output_layout="HWC",
+            mean=[255 * mean for mean in NORMALIZATION.mean],
+            std=[255 * std for std in NORMALIZATION.std],
+            mirror=fn.random.coin_flip(),
+        )
+        pipeline.set_outputs(images, label)
+    return run_pipeline(pipeline)
+
+
+def run_pipeline(pipeline: Any) -> Work:
+    """Take one batch after the other, the next ones prepared meanwhile."""
+    pipeline.build()
+    pipeline.schedule_run()
+
+    def work() -> int:
+        images, *_ = pipeline.share_outputs()
+        assert tuple(images.as_tensor().shape()) == (BATCH_SIZE, 64, 64, 3)
+        pipeline.release_outputs()
+        pipeline.schedule_run()
+        return BATCH_SIZE
+
+    return work
+
+
+def main() -> None:
+    """Measure all arms and write a record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("packed", type=os.path.abspath)
+    parser.add_argument("folders", type=os.path.abspath, help="the same images as JPEG files")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    machine = describe_machine()
+    given = {"packed": options.packed}
+
+    def loader(backend: str, dtype: str) -> Arm:
+        fields = {**given, "backend": backend, "dtype": dtype}
+        fields |= {"augment": True, "batch_size": BATCH_SIZE}
+        name = f"backend {backend}, crop + flip + normalize, {dtype}"
+        return Arm(name, "benchmarks.loaders:tinyvgg_loader", fields, ceiling=BARE)
+
+    arms = [
+        loader("dali", "float32"),
+        loader("dali", "float16"),
+        loader("dali", "bfloat16"),
+        loader("torch", "float32"),
+        Arm(BARE, "benchmarks.dali:bare_pipeline", given),
+        Arm("DALI from JPEG files, flip + normalize, float32", "benchmarks.dali:jpeg_pipeline",
+            {"folders": options.folders}),
+        Arm("source of backend dali, alone", "benchmarks.dali:source_alone", given),
+    ]  # fmt: skip
+    measured = measure(arms, num_repeats=options.repeats)
+    ours, _, _, _, bare, files, source = (measured[arm.name] for arm in arms)
+    bars = [
+        make_bar(ours, bare, "dali over the bare pipeline", 0.9),
+        make_bar(ours, files, "dali over DALI from JPEG files", 4),
+        make_bar(source, ours, "source alone over dali (10: a tenth of a batch's time)", 10),
+    ]
+    print_table(measured, bars)
+    claim = f"backend dali on a CPU device, batch {BATCH_SIZE}, shuffled, page cache warm"
+    print(write_record("dali", claim, machine, measured, bars))
+
+
+if __name__ == "__main__":
+    main()
