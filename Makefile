@@ -7,7 +7,7 @@ EPOCHS ?= $(if $(DATA),1,3)
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help setup check fix test demo bench records
+.PHONY: help setup check fix test demo bench records gpu-check
 help:
 	@echo 'make setup         .venv with torch, tinyvgg and its development tools'
 	@echo 'make demo          make images, pack, train, score: 3 minutes on 2 cores'
@@ -17,6 +17,7 @@ help:
 	@echo 'make fix           formatting and lint, writing'
 	@echo 'make bench         images/sec of every stage on this machine'
 	@echo 'make records       the full benchmarks on DATA=, an hour'
+	@echo 'make gpu-check     on a machine with a GPU: its tests and its benchmark, one record'
 
 # The stamp carries what was installed from: a second call does nothing.
 setup: .venv/installed
@@ -61,7 +62,16 @@ records: setup
 	test -d $(DEMO)/real || $(BIN)/tinyvgg pack $(DATA) $(DEMO)/real
 	$(BIN)/python -m benchmarks.pack $(DATA)
 	$(BIN)/python -m benchmarks.loaders $(DEMO)/real $(DATA)
+	$(BIN)/python -m benchmarks.dali $(DEMO)/real $(DATA)
 	$(BIN)/python -m benchmarks.scaling $(DEMO)/real
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.end_to_end $(DEMO)/real $(DATA)
 	$(BIN)/python tools/render_records.py
+
+# What only a GPU can show. DATA= takes real images instead of synthetic ones; commit the record.
+gpu-check: setup
+	TINYVGG_REQUIRE_GPU=1 $(BIN)/pytest -q -m 'gpu or gpu_static or dali'
+	rm -rf $(DEMO)/gpu
+	$(if $(DATA),,$(BIN)/tinyvgg synth $(DEMO)/gpu/images)
+	$(BIN)/tinyvgg pack $(or $(DATA),$(DEMO)/gpu/images) $(DEMO)/gpu/packed
+	$(BIN)/python -m benchmarks.gpu $(DEMO)/gpu/packed

@@ -1,7 +1,8 @@
 """Fixtures that carry the suite: class folders of JPEGs, a packed dataset whose pixels are known.
 
 Tests marked `real` need TinyImageNet images: a folder or zip in the environment variable
-TINYVGG_DATA. Tests marked `gpu` need a CUDA device. Both say so when they are skipped.
+TINYVGG_DATA. Tests marked `gpu` need a CUDA device. Both say so when they are skipped;
+TINYVGG_REQUIRE_GPU=1 makes a missing GPU a failure.
 """
 
 import os
@@ -25,17 +26,46 @@ from tinyvgg.shards.store import PackedDataset, open_dataset, write_manifest, wr
 CLASS_FOLDERS = ("apple", "bear", "car")
 
 
+NOT_RUN = "NOT RUN: "
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, with the reason, what this machine cannot run."""
+    no_gpu = why_no_gpu() if any(item.get_closest_marker("gpu") for item in items) else None
     for item in items:
         if item.get_closest_marker("real") and "TINYVGG_DATA" not in os.environ:
-            item.add_marker(pytest.mark.skip(reason="NOT RUN: TINYVGG_DATA names no real images"))
-        if item.get_closest_marker("gpu"):
-            import torch
+            reason = f"{NOT_RUN}TINYVGG_DATA names no real images"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("gpu") and no_gpu and not is_gpu_required():
+            item.add_marker(pytest.mark.skip(reason=f"{NOT_RUN}{no_gpu}"))
 
-            if not torch.cuda.is_available():
-                reason = f"NOT RUN: no CUDA device (torch {torch.__version__})"
-                item.add_marker(pytest.mark.skip(reason=reason))
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Under TINYVGG_REQUIRE_GPU=1 a test that needs a GPU fails without one."""
+    if item.get_closest_marker("gpu") and is_gpu_required() and (no_gpu := why_no_gpu()):
+        pytest.fail(f"TINYVGG_REQUIRE_GPU=1, but {no_gpu}", pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List the tests that were not run for want of something, by name."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    not_run = [report.nodeid for report in skipped if NOT_RUN in str(report.longrepr)]
+    if not_run:
+        terminalreporter.section(f"{len(not_run)} tests NOT RUN on this machine")
+        for name in not_run:
+            terminalreporter.line(name)
+
+
+def is_gpu_required() -> bool:
+    return os.environ.get("TINYVGG_REQUIRE_GPU") == "1"
+
+
+def why_no_gpu() -> str | None:
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return f"no CUDA device (torch {torch.__version__}, {torch.cuda.device_count()} devices)"
 
 
 @pytest.fixture
