@@ -3,13 +3,18 @@
 From: shards mapped into memory, and the plan, whose crops and flips are DALI's argument inputs.
 To:   batches on the device. Only uint8 crosses the bus.
 
-    mapped shards ─ gather ─▶ ring slot ─ .gpu() ─▶ slice ─▶ crop_mirror_normalize ─▶ batch
-         (this thread)      (pinned for CUDA)            (DALI's threads and streams)
+    mapped shards ─ gather ─▶ ring slot ─ .gpu() ─▶ crop_mirror_normalize ─▶ batch
+           (a thread)       (pinned for CUDA)       (DALI's threads and streams)
 
 The pipeline is endless: what it reads at an iteration is a function of the iteration's number,
 so prefetching runs over the end of an epoch into the next one, and nothing has to be reset. A
 loader that jumps (another epoch, a loaded state) tells the feed where the next iteration is and
 lets the batches go that were under way.
+
+A slot has a margin of the mean color around every image, written once. So the crop lies inside,
+and one operator does everything: 2.4 ms for 256 images on two cores, where `slice` with padding
+and then `crop_mirror_normalize` takes 3.0. Labels and ids do not go through DALI, which handles
+256 numbers as 256 samples: another 0.4 to 0.9 ms.
 
 Images stay HWC from the shard to the batch: seen as [b, C, H, W] they are channels-last, without
 a copy. DALI has no bfloat16, so for it torch rounds DALI's float32 on the device.
@@ -18,17 +23,20 @@ a copy. DALI has no bfloat16, so for it torch rounds DALI's float32 on the devic
 import os
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading.batch import Batch, Normalization
-from tinyvgg.loading.host_kernel import HostKernel
-from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
+from tinyvgg.loading.host_kernel import copy_inside
+from tinyvgg.loading.pinned import AcceleratorRuntime, DevicePlan
+from tinyvgg.loading.plan import MAX_OFFSET, EpochPlanner, LoaderState, RankEpoch
 from tinyvgg.shards.store import Split
 
 try:
@@ -39,9 +47,16 @@ except ImportError as error:
         "pip install nvidia-dali-cuda120 (nvidia-dali-cuda130 for CUDA 13) or use --backend torch"
     ) from error
 
+DALI_TYPES = {
+    torch.uint8: types.UINT8,
+    torch.float32: types.FLOAT,
+    torch.float16: types.FLOAT16,
+    torch.bfloat16: types.FLOAT,
+}
 PREFETCH = 2  # batches DALI works on while the model has one
-# of the source's buffers: those under way, the model's, and one that the device may still read
-NUM_SLOTS = PREFETCH + 2
+# of the source's buffers: those under way, the model's, the one that is gathered ahead, and one
+# that the device may still read
+NUM_SLOTS = PREFETCH + 3
 
 
 def define_pipeline(
@@ -54,11 +69,12 @@ def define_pipeline(
     *,
     is_augmented: bool,
 ) -> Pipeline:
-    """Define the graph; the same operators for CUDA and for the CPU.
+    """Define the graph; the same operator for CUDA and for the CPU.
 
     Args:
-        feed: called with the iteration, from 0; returns images uint8 [b, H, W, 3], labels int64
-            [b], ids int64 [b], and for crop and flip (dy, dx) int32 [b, 2] and flips int32 [b].
+        feed: called with the iteration, from 0; returns images uint8 [b, H + 8, W + 8, 3], and of
+            each the top and left of its crop, float32 [b], 0 to 1, and its flip, int32 [b].
+            Without crop and flip only images, uint8 [b, H, W, 3].
         device: CUDA, with its number or without, or the CPU.
         batch_size: b, of this rank.
         image_shape: (H, W, 3).
@@ -67,7 +83,7 @@ def define_pipeline(
         is_augmented: whether to crop and flip.
 
     Returns:
-        A pipeline that is not built yet. Outputs: images [b, H, W, 3], labels [b], ids [b].
+        A pipeline that is not built yet. Its output: images [b, H, W, 3].
     """
     height, width, _ = image_shape
     pipeline = Pipeline(
@@ -76,41 +92,32 @@ def define_pipeline(
         device_id=device.index if device.type == "cuda" else None,
         prefetch_queue_depth=PREFETCH,
     )
+    num_inputs = 4 if is_augmented else 1
     with pipeline:
-        num_inputs = 5 if is_augmented else 3
-        images, labels, ids, *crops = fn.external_source(
+        images, *crops = fn.external_source(
             feed,
             num_outputs=num_inputs,
             batch=True,
             no_copy=True,
-            layout=["HWC", "", "", "", ""][:num_inputs],
-            dtype=[types.UINT8, types.INT64, types.INT64, types.INT32, types.INT32][:num_inputs],
-            ndim=[3, 0, 0, 1, 0][:num_inputs],
+            layout=["HWC", "", "", ""][:num_inputs],
+            dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32][:num_inputs],
+            ndim=[3, 0, 0, 0][:num_inputs],
         )
-        mirror = {"mirror": crops[1]} if is_augmented else {}
         if device.type == "cuda":
-            images, labels, ids = images.gpu(), labels.gpu(), ids.gpu()
+            images = images.gpu()
+        arguments: dict[str, Any] = {}
         if is_augmented:
-            images = fn.slice(
-                images,
-                start=crops[0],
-                shape=[height, width],
-                axes=[0, 1],
-                out_of_bounds_policy="pad",
-                fill_values=normalization.fill.tolist(),
-            )
+            top, left, flip = crops
+            arguments |= {"crop": (height, width), "crop_pos_y": top, "crop_pos_x": left}
+            arguments |= {"mirror": flip}
         if dtype != torch.uint8:
+            arguments["mean"] = [255 * mean for mean in normalization.mean]
+            arguments["std"] = [255 * std for std in normalization.std]
+        if arguments:
             images = fn.crop_mirror_normalize(
-                images,
-                dtype=types.FLOAT16 if dtype == torch.float16 else types.FLOAT,
-                output_layout="HWC",
-                mean=[255 * mean for mean in normalization.mean],
-                std=[255 * std for std in normalization.std],
-                **mirror,
+                images, dtype=DALI_TYPES[dtype], output_layout="HWC", **arguments
             )
-        elif is_augmented:
-            images = fn.flip(images, horizontal=crops[1])
-        pipeline.set_outputs(images, labels, ids)
+        pipeline.set_outputs(images)
     return pipeline
 
 
@@ -120,29 +127,44 @@ class Feed:
     Args:
         split: mapped.
         image_shape: (H, W, 3).
-        batch_size: of this rank.
+        normalization: of the pixels; its mean color surrounds the images.
+        plan: says whether there is a margin, and the batch size.
         device: of the batches; memory is pinned for CUDA.
     """
 
     def __init__(
-        self, split: Split, image_shape: tuple[int, int, int], batch_size: int, device: torch.device
+        self,
+        split: Split,
+        image_shape: tuple[int, int, int],
+        normalization: Normalization,
+        plan: EpochPlanner,
+        device: torch.device,
     ) -> None:
         self.split = split
-        # the pixel pass is DALI's: the kernel copies, whatever the normalization
-        self.kernel = HostKernel(image_shape, Normalization((0, 0, 0), (1, 1, 1)), torch.uint8)
+        self.plan = plan
+        self.margin = MAX_OFFSET if plan.augment else 0
         self.is_pinned = device.type == "cuda"
+        height, width, channels = image_shape
+        shape = (height + 2 * self.margin, width + 2 * self.margin, channels)
+        fill = torch.from_numpy(normalization.fill)
         self.slots = [
-            self.kernel.empty(batch_size, pin_memory=self.is_pinned) for _ in range(NUM_SLOTS)
+            fill.expand(plan.local_batch_size, *shape).contiguous() for _ in range(NUM_SLOTS)
         ]
+        if self.is_pinned:
+            self.slots = [slot.pin_memory() for slot in self.slots]
         self.released: list[Any] = [None] * NUM_SLOTS  # event: the device has read this slot
-        self.no_crop, self.no_flip = np.zeros(batch_size, np.int32), np.zeros(batch_size, np.bool_)
         self.held: list[Any] = [None] * NUM_SLOTS  # small inputs, alive while DALI reads them
+        self.gatherer: Executor | None = None  # copies the next iteration's images ahead
+        self.gathered: tuple[int, Future[None]] | None = None
         self.next_iteration = 0
 
-    def start(self, plan: EpochPlanner, state: LoaderState) -> None:
+    def start(self, state: LoaderState) -> None:
         """Let the next iteration be the first step of `plan(state)`."""
-        self.plan, self.state = plan, state
-        self.first, self.num_left = self.next_iteration, len(plan(state))
+        if self.gathered is not None:
+            self.gathered[1].exception()  # its slot is still being written
+        self.gathered = None
+        self.state = state
+        self.first, self.num_left = self.next_iteration, len(self.plan(state))
 
     def locate(self, iteration: int) -> tuple[RankEpoch, int]:
         """Return the planned epoch and the step in it that an iteration is."""
@@ -156,20 +178,34 @@ class Feed:
         """Return the inputs of an iteration."""
         planned, step = self.locate(iteration)
         slot = iteration % NUM_SLOTS
-        if self.released[slot] is not None:
-            self.released[slot].synchronize()  # two batches old: done long ago
-        images = self.slots[slot]
-        addresses = self.split.row_addresses[planned.rows[step]]
-        crops = (self.no_crop, self.no_crop, self.no_flip)
-        self.kernel.write(addresses, *crops, images, is_augmented=False)
-        inputs = [planned.labels[step], planned.ids[step]]
+        if self.gathered is not None and self.gathered[0] == iteration:
+            self.gathered[1].result()
+        else:
+            self._gather(slot, planned.rows[step])
+        self.gathered = None
+        if self.gatherer is not None:
+            ahead, ahead_step = self.locate(iteration + 1)
+            ahead_slot = (iteration + 1) % NUM_SLOTS
+            job = self.gatherer.submit(self._gather, ahead_slot, ahead.rows[ahead_step])
+            self.gathered = iteration + 1, job
+        inputs: list[Any] = []
         if planned.is_augmented:
-            inputs.append(np.stack([planned.dy[step], planned.dx[step]], axis=1))
+            # eighths of the way, which float32 holds exactly
+            inputs = [
+                ((offset[step] + MAX_OFFSET) / (2 * MAX_OFFSET)).astype(np.float32)
+                for offset in (planned.dy, planned.dx)
+            ]
             inputs.append(planned.flip[step].astype(np.int32))
         self.held[slot] = inputs
         self.next_iteration = iteration + 1
-        stored = tensors.TensorListCPU(images.numpy(), layout="HWC", is_pinned=self.is_pinned)
-        return stored, *inputs
+        images = self.slots[slot].numpy()
+        return tensors.TensorListCPU(images, layout="HWC", is_pinned=self.is_pinned), *inputs
+
+    def _gather(self, slot: int, rows: NDArray[np.int64]) -> None:
+        """Copy rows of the split into a slot, when the device has read what was there."""
+        if self.released[slot] is not None:
+            self.released[slot].synchronize()  # two batches old: done long ago
+        copy_inside(self.split.row_addresses[rows], self.margin, self.slots[slot])
 
 
 # A forked child has DALI's objects without their threads, and would wait for these when it lets go
@@ -198,14 +234,14 @@ class EndlessPipeline:
         _running.add(self)
         self._schedule()  # the first time, as many as the queue holds
 
-    def jump(self, plan: EpochPlanner, state: LoaderState) -> None:
+    def jump(self, state: LoaderState) -> None:
         """Let the next outputs be the first step of `plan(state)`."""
-        self.feed.start(plan, state)
+        self.feed.start(state)
         while self.num_taken < self.feed.first:  # what is under way
-            self.take_outputs()
+            self.take_images()
 
-    def take_outputs(self) -> list[Tensor]:
-        """Take one iteration's images, labels and ids, and let another one begin.
+    def take_images(self) -> Tensor:
+        """Take one iteration's images [b, H, W, 3], and let another one begin.
 
         Raises:
             BackendUnavailable: DALI stopped; nothing more will come of this pipeline.
@@ -217,18 +253,18 @@ class EndlessPipeline:
             )
         try:
             if self.device.type == "cpu":
-                outputs = self.pipeline.share_outputs()
+                (output,) = self.pipeline.share_outputs()
             else:  # the model's stream waits for them, the host does not
                 stream = torch.cuda.current_stream(self.device)
-                outputs = self.pipeline.share_outputs(stream)
+                (output,) = self.pipeline.share_outputs(stream)
                 self.feed.released[self.num_taken % NUM_SLOTS] = stream.record_event()
-            tensors = [from_dlpack(output.as_tensor()) for output in outputs]
+            images: Tensor = from_dlpack(output.as_tensor())
         except RuntimeError as error:
             raise self._name_images(self.num_taken, error) from error
         self.num_taken += 1
         self.pipeline.release_outputs()
         self._schedule()
-        return tensors
+        return images
 
     def _schedule(self) -> None:
         try:
@@ -284,30 +320,37 @@ class DaliSource:
     def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
         """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
         planned = plan(state)
-        for step in range(len(planned)):
-            here = state if step == 0 else state.after(planned, step - 1)
-            pipeline = self._seek(plan, here)
-            images, labels, ids = pipeline.take_outputs()
-            self.position = plan, state.after(planned, step)
-            if self.dtype == torch.bfloat16:
-                images = images.to(self.dtype)
-            num_valid = int(planned.num_valid[step])
-            yield Batch(images.permute(0, 3, 1, 2), labels, ids, num_valid)
+        device_plan = DevicePlan(planned, AcceleratorRuntime(self.device), ("labels", "ids"))
+        with ThreadPoolExecutor(1, "tinyvgg-dali-gather") as gatherer:
+            try:
+                for step in range(len(planned)):
+                    here = state if step == 0 else state.after(planned, step - 1)
+                    images = self._seek(plan, here, gatherer).take_images().permute(0, 3, 1, 2)
+                    self.position = plan, state.after(planned, step)
+                    if self.dtype == torch.bfloat16:
+                        images = images.to(self.dtype)
+                    tensors = device_plan.step(step)
+                    num_valid = int(planned.num_valid[step])
+                    yield Batch(images, tensors["labels"], tensors["ids"], num_valid)
+            finally:
+                if self.pipeline is not None:
+                    self.pipeline.feed.gatherer = None
 
-    def _seek(self, plan: EpochPlanner, state: LoaderState) -> EndlessPipeline:
+    def _seek(self, plan: EpochPlanner, state: LoaderState, gatherer: Executor) -> EndlessPipeline:
         """Return the pipeline, its next outputs the first step of `plan(state)`."""
         position, self.position = self.position, None  # until it is reached
-        if self.pipeline is not None and position is not None:
-            if position != (plan, state):
-                self.pipeline.jump(plan, state)
+        if self.pipeline is not None and position is not None and position[0] is plan:
+            self.pipeline.feed.gatherer = gatherer
+            if position[1] != state:
+                self.pipeline.jump(state)
             return self.pipeline
-        batch_size = plan(state).rows.shape[1]
-        feed = Feed(self.split, self.image_shape, batch_size, self.device)
-        feed.start(plan, state)
+        feed = Feed(self.split, self.image_shape, self.normalization, plan, self.device)
+        feed.gatherer = gatherer
+        feed.start(state)
         self.pipeline = EndlessPipeline(
             feed,
             self.device,
-            batch_size=batch_size,
+            batch_size=plan.local_batch_size,
             image_shape=self.image_shape,
             normalization=self.normalization,
             dtype=self.dtype,

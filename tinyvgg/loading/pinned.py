@@ -14,7 +14,7 @@ into that copy's source again. What a stream, an event and pinned memory are com
 `Runtime`, so that the order can be proved on a machine without CUDA.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -73,8 +73,8 @@ class AcceleratorRuntime:
         return context
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """Return a pinned copy."""
-        return tensor.pin_memory()
+        """Return a pinned copy; on a CPU there is nothing to pin for."""
+        return tensor if self.device.type == "cpu" else tensor.pin_memory()
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Return uninitialized memory on the device."""
@@ -88,15 +88,20 @@ class AcceleratorRuntime:
 class DevicePlan:
     """The plan of an epoch on the device, uploaded once: a step costs slices, not copies."""
 
-    def __init__(self, epoch: RankEpoch, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        epoch: RankEpoch,
+        runtime: Runtime,
+        names: Sequence[str] = ("rows", "ids", "labels", "dy", "dx", "flip"),
+    ) -> None:
         self.pinned = {  # kept: an asynchronous copy reads it
             name: runtime.pin(torch.from_numpy(np.ascontiguousarray(getattr(epoch, name))))
-            for name in ("rows", "ids", "labels", "dy", "dx", "flip")
+            for name in names
         }
         self.tensors = {name: runtime.upload(tensor) for name, tensor in self.pinned.items()}
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Return rows, ids, labels, dy, dx and flip of one step, each [b]."""
+        """Return what was asked for of one step, by name, each [b]."""
         return {name: tensor[step] for name, tensor in self.tensors.items()}
 
 

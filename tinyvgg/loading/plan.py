@@ -208,6 +208,11 @@ class EpochPlanner:
         """Steps of a full epoch."""
         return count_steps(len(self.labels), self.batch_size, drop_last=self.drop_last)
 
+    @property
+    def local_batch_size(self) -> int:
+        """Images of a batch on this rank."""
+        return self.batch_size // self.world_size
+
     def __call__(self, state: LoaderState) -> RankEpoch:
         """Return what is left of the epoch that `state` stands in."""
         if state not in self.recent:
