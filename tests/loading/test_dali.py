@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.loading.contract import (
     CPU,
+    DTYPES,
     assert_same,
     every_dtype,
     keep,
@@ -203,6 +204,26 @@ def test_an_error_names_the_images_and_their_shards(packed: PackedDataset) -> No
     assert "\n" not in str(raised.value)
 
 
+def test_a_forked_process_that_does_not_read_ends(packed: PackedDataset) -> None:
+    code = (
+        "import os\n"
+        "from tinyvgg.loading import LoaderConfig, open_loader\n"
+        "from tinyvgg.shards.store import open_dataset\n"
+        f"loader = open_loader(open_dataset({str(packed.folder)!r}), 'train',\n"
+        "                     LoaderConfig(backend='dali', batch_size=5))\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+        "if child := os.fork():\n"
+        "    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "batches.close()\n"
+        "del batches, loader\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+
+    assert done.returncode == 0
+
+
 def read_in_child(batches: Any, texts: "multiprocessing.SimpleQueue[str]") -> None:
     try:
         next(batches)
@@ -357,8 +378,11 @@ def test_the_cpu_twin_equals_torch_on_the_whole_real_validation_set(
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (0, 3), (1, 3), (2, 3)])
-@every_dtype
+@pytest.mark.parametrize(
+    ("dtype", "rank", "world_size"),
+    [*((dtype, 0, 1) for dtype in DTYPES), *((torch.uint8, rank, 3) for rank in range(3))],
+    ids=str,
+)
 def test_on_real_images_two_epochs_equal_torch_resumed_mid_epoch(
     real_dataset: PackedDataset, dtype: torch.dtype, rank: int, world_size: int
 ) -> None:

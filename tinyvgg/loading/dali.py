@@ -20,6 +20,7 @@ Images stay HWC from the shard to the batch: seen as [b, C, H, W] they are chann
 a copy. DALI has no bfloat16, so for it torch rounds DALI's float32 on the device.
 """
 
+import ctypes
 import os
 import weakref
 from collections.abc import Iterator
@@ -208,11 +209,19 @@ class Feed:
         copy_inside(self.split.row_addresses[rows], self.margin, self.slots[slot])
 
 
-# A forked child has DALI's objects without their threads, and would wait for these when it lets go
-# of the objects; so it never does.
 _running: "weakref.WeakSet[EndlessPipeline]" = weakref.WeakSet()
-_of_parent: list[Any] = []
-os.register_at_fork(after_in_child=lambda: _of_parent.extend(_running))
+
+
+def _keep_for_good() -> None:
+    """Never let go of the parent's pipelines in a forked child.
+
+    It has DALI's objects without their threads, and would wait for these for ever.
+    """
+    for running in _running:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(running.pipeline))
+
+
+os.register_at_fork(after_in_child=_keep_for_good)
 
 
 class EndlessPipeline:

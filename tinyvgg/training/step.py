@@ -124,7 +124,8 @@ class TrainStep:
         """Compile, and capture CUDA graphs if there are any, without changing the run.
 
         To be called before a loader starts: a thread of DALI's that frees memory while a stream
-        captures would end the capture. Weights, optimizer and generators stay as they are.
+        captures would end the capture. Weights, optimizer and generators stay as they are. Later
+        batches may lie anywhere: a replay begins with a copy into the graph's own static inputs.
 
         Args:
             images: of the shape, strides and type of every later batch.
