@@ -239,6 +239,7 @@ def test_bench_names_a_rate_for_every_stage_and_the_bottleneck(
     document = json.loads((tmp_path / "b.json").read_text())
     assert [stage["stage"] for stage in document["stages"]] == [
         "pack",
+        "load, backend dali",
         "load, backend torch",
         "load, backend resident",
         "step",

@@ -34,7 +34,7 @@ from tests.loading.contract import (
     valid_ids,
 )
 from tinyvgg.errors import ShardError
-from tinyvgg.loading import LoaderConfig, open_loader
+from tinyvgg.loading import LoaderConfig, host_kernel, open_loader
 from tinyvgg.loading.open import Loader
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.resident import ResidentSource
@@ -539,6 +539,26 @@ def test_leaving_leaves_no_thread_and_no_process(
     assert len(read_epochs(loader, range(1))) == 6
 
 
+@pytest.mark.parametrize("backend", BIT_EQUAL)
+@pytest.mark.parametrize("batches_per_task", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_batches_do_not_depend_on_how_many_a_thread_prepares_at_once(
+    packed: PackedDataset,
+    backend: str,
+    batches_per_task: int,
+    batch_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fields = {"batch_size": batch_size, "augment": True, "drop_last": False}
+    expected = read_epochs(open_raw(packed, backend, **fields), range(2))
+    task_bytes = batches_per_task * batch_size * 64 * 64 * 3
+    monkeypatch.setattr(host_kernel, "TASK_BYTES", task_bytes)
+
+    batches = read_epochs(open_raw(packed, backend, **fields), range(2))
+
+    assert_same(batches, expected)
+
+
 @every_backend
 def test_two_iterators_of_one_loader_leave_nothing_behind(
     packed: PackedDataset, backend: str
@@ -605,8 +625,9 @@ def test_nothing_is_kept_when_loader_and_dataset_are_dropped(
 
 @pytest.mark.parametrize("backend", BIT_EQUAL)
 def test_an_error_of_a_backend_reaches_the_loop_and_leaves_nothing_behind(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(host_kernel, "TASK_BYTES", 1)  # one batch a task
     loader = open_raw(packed, backend, augment=True)
     kernel, fill = loader.source.kernel, loader.source.kernel.fill
 
@@ -673,7 +694,7 @@ def test_a_process_can_exit_with_an_iterator_half_read(packed: PackedDataset, ba
 WORKER = """
 import json, os, sys
 import torch.distributed
-from tinyvgg.loading import LoaderConfig, open_loader
+from tinyvgg.loading import LoaderConfig, host_kernel, open_loader
 from tinyvgg.shards.store import open_dataset
 
 folder, store, out = sys.argv[1:]

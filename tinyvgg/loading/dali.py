@@ -213,12 +213,14 @@ _running: "weakref.WeakSet[EndlessPipeline]" = weakref.WeakSet()
 
 
 def _keep_for_good() -> None:
-    """Never let go of the parent's pipelines in a forked child.
+    """Never shut down the parent's pipelines in a forked child.
 
-    It has DALI's objects without their threads, and would wait for these for ever.
+    It has DALI's objects without their threads, and would wait for these for ever: when the last
+    reference goes, and in DALI's exit handler, which shuts down every pipeline that has a `_pipe`.
     """
     for running in _running:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(running.pipeline))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(running.pipeline._pipe))
+        running.pipeline._pipe = None
 
 
 os.register_at_fork(after_in_child=_keep_for_good)

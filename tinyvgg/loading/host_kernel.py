@@ -9,6 +9,7 @@ and written once. numba has no half types: bfloat16 is rounded by integer arithm
 bits, float16 is looked up in a table of 256 values a channel, made by torch.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from tinyvgg.loading.batch import Batch, Normalization
 from tinyvgg.loading.plan import RankEpoch
 
 PAGE_BYTES = 4096
+TASK_BYTES = 3 * 2**20  # of batches that a thread prepares before it hands over
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -211,6 +213,10 @@ class HostKernel:
         self.shift_row = np.tile(normalization.shift, width)
         self.table = _half_table(normalization, dtype)
 
+    def num_bytes(self, num_images: int) -> int:
+        """Return the bytes of an output of that many images."""
+        return num_images * math.prod(self.image_shape) * self.dtype.itemsize
+
     def empty(self, num_images: int, **kwargs: Any) -> Tensor:
         """Return an uninitialized output, `dtype` [n, H, W, 3]."""
         return torch.empty((num_images, *self.image_shape), dtype=self.dtype, **kwargs)
@@ -267,39 +273,45 @@ def host_batches(
 ) -> Iterator[Batch]:
     """Yield the batches of an epoch on a CPU device, prepared ahead by a thread a core.
 
-    A thread prepares a whole batch: cutting one batch up instead costs a thread's wake-up for
-    each, which takes as long as half of its work (1.0 x with two threads, batch 256, uint8).
+    A task is one batch, or several small ones: cutting one batch up costs a thread's wake-up for
+    each part, which takes as long as half of its work (batch 256, uint8); a task of 3 MiB or more
+    gains nothing either, because the buffers leave the cache.
 
     Args:
         kernel: writes the pixels.
         addresses: int64 [N], of every image of the split; they stay mapped meanwhile.
         epoch: the plan.
     """
-    num_threads = torch.get_num_threads()
-    buffers = [kernel.empty(epoch.rows.shape[1]) for _ in range(min(num_threads + 1, len(epoch)))]
+    num_threads, num_steps = torch.get_num_threads(), len(epoch)
+    per_task = max(1, TASK_BYTES // kernel.num_bytes(epoch.rows.shape[1]))
+    num_buffers = min((num_threads + 1) * per_task, num_steps)
+    buffers = [kernel.empty(epoch.rows.shape[1]) for _ in range(num_buffers)]
     labels, ids = torch.from_numpy(epoch.labels), torch.from_numpy(epoch.ids)
     planned_addresses = addresses[epoch.rows]
 
-    def prepare(step: int) -> Tensor:
-        images = buffers[step % len(buffers)]
-        kernel.write(
-            planned_addresses[step],
-            epoch.dy[step],
-            epoch.dx[step],
-            epoch.flip[step],
-            images,
-            is_augmented=epoch.is_augmented,
-        )
-        return images
+    def prepare(first: int) -> None:
+        for step in range(first, min(first + per_task, num_steps)):
+            kernel.write(
+                planned_addresses[step],
+                epoch.dy[step],
+                epoch.dx[step],
+                epoch.flip[step],
+                buffers[step % num_buffers],
+                is_augmented=epoch.is_augmented,
+            )
 
     pool = ThreadPoolExecutor(num_threads, "tinyvgg-host-kernel")
     try:
-        prepared = deque(pool.submit(prepare, step) for step in range(len(buffers)))
-        for step in range(len(epoch)):
-            images = prepared.popleft().result().permute(0, 3, 1, 2)
+        prepared = deque(pool.submit(prepare, first) for first in range(0, num_buffers, per_task))
+        for step in range(num_steps):
+            if step % per_task == 0:
+                prepared.popleft().result()
+            images = buffers[step % num_buffers].permute(0, 3, 1, 2)
             yield Batch(images, labels[step], ids[step], int(epoch.num_valid[step]))
-            if step + len(buffers) < len(epoch):  # its buffer is free: the next one was asked for
-                prepared.append(pool.submit(prepare, step + len(buffers)))
+            # the last batch of a task was left: its buffers are free
+            later = step + 1 - per_task + num_buffers
+            if (step + 1) % per_task == 0 and later < num_steps:
+                prepared.append(pool.submit(prepare, later))
     finally:
         pool.shutdown(cancel_futures=True)
 
