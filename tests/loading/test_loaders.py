@@ -694,7 +694,7 @@ def test_a_process_can_exit_with_an_iterator_half_read(packed: PackedDataset, ba
 WORKER = """
 import json, os, sys
 import torch.distributed
-from tinyvgg.loading import LoaderConfig, host_kernel, open_loader
+from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.shards.store import open_dataset
 
 folder, store, out = sys.argv[1:]

@@ -9,7 +9,6 @@ and written once. numba has no half types: bfloat16 is rounded by integer arithm
 bits, float16 is looked up in a table of 256 values a channel, made by torch.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,13 +212,9 @@ class HostKernel:
         self.shift_row = np.tile(normalization.shift, width)
         self.table = _half_table(normalization, dtype)
 
-    def num_bytes(self, num_images: int) -> int:
-        """Return the bytes of an output of that many images."""
-        return num_images * math.prod(self.image_shape) * self.dtype.itemsize
-
-    def empty(self, num_images: int, **kwargs: Any) -> Tensor:
+    def empty(self, num_images: int) -> Tensor:
         """Return an uninitialized output, `dtype` [n, H, W, 3]."""
-        return torch.empty((num_images, *self.image_shape), dtype=self.dtype, **kwargs)
+        return torch.empty((num_images, *self.image_shape), dtype=self.dtype)
 
     def write(
         self,
@@ -283,35 +278,36 @@ def host_batches(
         epoch: the plan.
     """
     num_threads, num_steps = torch.get_num_threads(), len(epoch)
-    per_task = max(1, TASK_BYTES // kernel.num_bytes(epoch.rows.shape[1]))
-    num_buffers = min((num_threads + 1) * per_task, num_steps)
-    buffers = [kernel.empty(epoch.rows.shape[1]) for _ in range(num_buffers)]
+    local = epoch.rows.shape[1]
+    per_task = max(1, TASK_BYTES // kernel.empty(local).nbytes)
+    starts = range(0, num_steps, per_task)
+    tasks = [range(first, min(first + per_task, num_steps)) for first in starts]
+    num_ahead = num_threads + 1
+    buffers = [kernel.empty(local) for _ in range(min(num_ahead * per_task, num_steps))]
     labels, ids = torch.from_numpy(epoch.labels), torch.from_numpy(epoch.ids)
     planned_addresses = addresses[epoch.rows]
 
-    def prepare(first: int) -> None:
-        for step in range(first, min(first + per_task, num_steps)):
+    def prepare(task: range) -> None:
+        for step in task:
             kernel.write(
                 planned_addresses[step],
                 epoch.dy[step],
                 epoch.dx[step],
                 epoch.flip[step],
-                buffers[step % num_buffers],
+                buffers[step % len(buffers)],
                 is_augmented=epoch.is_augmented,
             )
 
     pool = ThreadPoolExecutor(num_threads, "tinyvgg-host-kernel")
     try:
-        prepared = deque(pool.submit(prepare, first) for first in range(0, num_buffers, per_task))
-        for step in range(num_steps):
-            if step % per_task == 0:
-                prepared.popleft().result()
-            images = buffers[step % num_buffers].permute(0, 3, 1, 2)
-            yield Batch(images, labels[step], ids[step], int(epoch.num_valid[step]))
-            # the last batch of a task was left: its buffers are free
-            later = step + 1 - per_task + num_buffers
-            if (step + 1) % per_task == 0 and later < num_steps:
-                prepared.append(pool.submit(prepare, later))
+        prepared = deque(pool.submit(prepare, task) for task in tasks[:num_ahead])
+        for number, task in enumerate(tasks):
+            prepared.popleft().result()
+            for step in task:
+                images = buffers[step % len(buffers)].permute(0, 3, 1, 2)
+                yield Batch(images, labels[step], ids[step], int(epoch.num_valid[step]))
+            if number + num_ahead < len(tasks):  # its buffers are free: the next one was asked for
+                prepared.append(pool.submit(prepare, tasks[number + num_ahead]))
     finally:
         pool.shutdown(cancel_futures=True)
 
