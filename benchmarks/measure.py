@@ -235,22 +235,34 @@ def write_record(
         measurements: by arm name.
         bars: from `make_bar`.
     """
+    arms = [
+        {
+            **asdict(measurement.arm),
+            "images_per_sec": measurement.images_per_sec,
+            "quartiles": measurement.quartiles,
+            "windows": measurement.windows,
+            **flop_rates(measurement, machine),
+        }
+        for measurement in measurements.values()
+    ]
+    return save_record(name, claim, machine, arms, bars)
+
+
+def save_record(
+    name: str,
+    claim: str,
+    machine: dict[str, Any],
+    arms: Sequence[dict[str, Any]],
+    bars: Sequence[dict[str, Any]],
+) -> Path:
+    """Write one record, date-name-commit.json, of arms as JSON values; return its path."""
     RECORDS.mkdir(exist_ok=True)
     document = {
         "schema": SCHEMA,
         "name": name,
         "claim": claim,
         "machine": {**machine, "load_average_after": os.getloadavg()[0]},
-        "arms": [
-            {
-                **asdict(measurement.arm),
-                "images_per_sec": measurement.images_per_sec,
-                "quartiles": measurement.quartiles,
-                "windows": measurement.windows,
-                **flop_rates(measurement, machine),
-            }
-            for measurement in measurements.values()
-        ],
+        "arms": list(arms),
         "bars": list(bars),
     }
     path = RECORDS / f"{machine['date'][:10]}-{name}-{machine['commit'][:8]}.json"

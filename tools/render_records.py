@@ -31,14 +31,11 @@ def read_records() -> list[dict[str, Any]]:
 
 
 def render_tables(records: list[dict[str, Any]]) -> str:
-    """Return the rates of every record and its bars, as Markdown."""
+    """Return every record's arms and bars, as Markdown."""
     lines = []
     for record in records:
         machine = record["machine"]
         flags = ", ".join(machine["cpu_flags"])
-        has_flops, has_mfu = (
-            any(field in arm for arm in record["arms"]) for field in ("flop_per_sec", "mfu")
-        )
         busy = "; the machine was busy" if machine["is_busy"] else ""
         lines += [
             f"**{record['name']}**: {record['claim']}. {machine['num_cores']} cores of "
@@ -46,35 +43,118 @@ def render_tables(records: list[dict[str, Any]]) -> str:
             f"{machine['torch']}, {machine['date'][:10]}, commit {machine['commit'][:8]}{busy}. "
             f"[Record]({record['path']})",
             "",
-            "| arm | images/sec, median | quartiles | processes | share of its ceiling |"
-            + (" GFLOP/s |" if has_flops else "")
-            + (" MFU |" if has_mfu else ""),
-            "| --- | ---: | ---: | ---: | ---: |"
-            + (" ---: |" if has_flops else "")
-            + (" ---: |" if has_mfu else ""),
+            *(render_curves(record) if is_of_accuracy(record) else render_rates(record)),
         ]
-        rates = {arm["name"]: arm["images_per_sec"] for arm in record["arms"]}
-        for arm in record["arms"]:
-            low, high = arm["quartiles"]
-            ceiling = arm["ceiling"]
-            share = "" if ceiling is None else f"{100 * rates[arm['name']] / rates[ceiling]:.0f} %"
-            lines.append(
-                f"| {arm['name']} | {_number(arm['images_per_sec'])} | "
-                f"{_number(low)} to {_number(high)} | {len(arm['windows'])} | {share} |"
-                + (f" {_number(arm.get('flop_per_sec', 0) / 1e9)} |" if has_flops else "")
-                + (f" {100 * arm['mfu']:.0f} % |" if "mfu" in arm else " |" if has_mfu else "")
-            )
-        lines.append("")
-        if record["bars"]:
-            lines += ["| ratio | median | 95 % interval | bar |", "| --- | ---: | ---: | ---: |"]
-            for bar in record["bars"]:
-                verdict = "met" if bar["is_met"] else "**not met**"
-                lines.append(
-                    f"| {bar['what']} | {bar['ratio']:.2f} | {bar['low']:.2f} to "
-                    f"{bar['high']:.2f} | {bar['at_least']}: {verdict} |"
-                )
-            lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def is_of_accuracy(record: dict[str, Any]) -> bool:
+    """Return whether a record holds training curves and no rates."""
+    return "runs" in record["arms"][0]
+
+
+def render_rates(record: dict[str, Any]) -> list[str]:
+    """Return the lines of a record of images/sec: its arms, then its ratios."""
+    has_flops, has_mfu = (
+        any(field in arm for arm in record["arms"]) for field in ("flop_per_sec", "mfu")
+    )
+    lines = [
+        "| arm | images/sec, median | quartiles | processes | share of its ceiling |"
+        + (" GFLOP/s |" if has_flops else "")
+        + (" MFU |" if has_mfu else ""),
+        "| --- | ---: | ---: | ---: | ---: |"
+        + (" ---: |" if has_flops else "")
+        + (" ---: |" if has_mfu else ""),
+    ]
+    rates = {arm["name"]: arm["images_per_sec"] for arm in record["arms"]}
+    for arm in record["arms"]:
+        low, high = arm["quartiles"]
+        ceiling = arm["ceiling"]
+        share = "" if ceiling is None else f"{100 * rates[arm['name']] / rates[ceiling]:.0f} %"
+        lines.append(
+            f"| {arm['name']} | {_number(arm['images_per_sec'])} | "
+            f"{_number(low)} to {_number(high)} | {len(arm['windows'])} | {share} |"
+            + (f" {_number(arm.get('flop_per_sec', 0) / 1e9)} |" if has_flops else "")
+            + (f" {100 * arm['mfu']:.0f} % |" if "mfu" in arm else " |" if has_mfu else "")
+        )
+    lines.append("")
+    if record["bars"]:
+        lines += ["| ratio | median | 95 % interval | bar |", "| --- | ---: | ---: | ---: |"]
+        lines += [
+            f"| {bar['what']} | {bar['ratio']:.2f} | {bar['low']:.2f} to "
+            f"{bar['high']:.2f} | {bar['at_least']}: {_verdict(bar)} |"
+            for bar in record["bars"]
+        ]
+        lines.append("")
+    return lines
+
+
+def render_curves(record: dict[str, Any]) -> list[str]:
+    """Return the lines of a record of training runs: plot, arms, then bars."""
+    name = record["name"]
+    lines = [
+        f"![validation top-1 by operations spent, {name}](benchmarks/records/{name}.png)",
+        "",
+        "| recipe | flags | seeds | best validation top-1, % | epochs | PFLOP |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for arm in record["arms"]:
+        best, epochs, pflop = (
+            ", ".join(words)
+            for words in zip(
+                *(
+                    (
+                        f"{100 * run['best_top1']:.1f}",
+                        str(len(run["curve"])),
+                        f"{run['curve'][-1]['pflop']:.3f}",
+                    )
+                    for run in arm["runs"]
+                ),
+                strict=True,
+            )
+        )
+        lines.append(
+            f"| {arm['name']} | `{' '.join(arm['flags'])}` | {len(arm['runs'])} | {best} | "
+            f"{epochs} | {pflop} |"
+        )
+    lines += ["", "| what | found | bar |", "| --- | ---: | ---: |"]
+    for bar in record["bars"]:
+        if "top1" in bar:
+            found, needed = f"{100 * bar['top1']:.2f} %", f"at least {100 * bar['at_least']:.0f} %"
+        else:
+            mean = bar["mean_pflop"]
+            share = "" if mean is None else f", 1/{1 / bar['share_of_reference']:.1f}"
+            found = "not reached by all" if mean is None else f"{mean:.4f}{share}"
+            needed = f"at most {bar['at_most']:.4f}"
+        lines.append(f"| {bar['what']} | {found} | {needed}: {_verdict(bar)} |")
+    return [*lines, ""]
+
+
+def plot_curves(record: dict[str, Any], path: Path) -> None:
+    """Draw validation top-1 of every run against the operations spent."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for color, arm in enumerate(record["arms"]):
+        for number, run in enumerate(arm["runs"]):
+            axes.plot(
+                [point["pflop"] for point in run["curve"]],
+                [100 * point["val_top1"] for point in run["curve"]],
+                color=f"C{color}",
+                marker="o",
+                markersize=3,
+                label=arm["name"] if number == 0 else None,
+            )
+    if len(record["arms"]) > 1:
+        axes.set_xscale("log")
+    axes.set_xlabel("PFLOP spent")
+    axes.set_ylabel("validation top-1, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def _verdict(bar: dict[str, Any]) -> str:
+    return "met" if bar["is_met"] else "**not met**"
 
 
 def plot_scaling(record: dict[str, Any], path: Path) -> None:
@@ -114,6 +194,8 @@ def main() -> int:
     for record in records:
         if record["name"] == "scaling":
             plot_scaling(record, RECORDS / "scaling.png")
+        if is_of_accuracy(record):
+            plot_curves(record, RECORDS / f"{record['name']}.png")
     return 0
 
 
