@@ -12,7 +12,7 @@ import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -29,7 +29,7 @@ from benchmarks.train_step import reference_step
 from tinyvgg.reporting.bench import Work
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.amp import probe_amp
-from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.config import Amp, TrainConfig
 from tinyvgg.training.loop import train
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.state import Training, open_training
@@ -41,7 +41,9 @@ STEPS = 2  # of the loop in one unit of work
 def build_training(packed: str, amp: str) -> Training:
     """Return a new run of recipe `fast`, whose run folder is gone at once."""
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(Path(packed), Path(folder) / "run", amp=amp)  # type: ignore[arg-type]
+        config = TrainConfig(
+            Path(packed), Path(folder) / "run", amp=cast(Amp, amp), sizes=(), size_shares=()
+        )
         return open_training(config, open_dataset(packed), torch.device("cpu"), rank=0)
 
 

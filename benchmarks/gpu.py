@@ -48,6 +48,7 @@ def build_training(packed: str, backend: Any, mode: Any) -> Training:
         config = TrainConfig(
             Path(packed), Path(folder) / "run", batch_size=BATCH_SIZE, epochs=10**6,
             amp="bf16", compile="on", compile_mode=mode, backend=backend,
+            sizes=(), size_shares=(),
         )  # fmt: skip
         return open_training(config, open_dataset(packed), CUDA, rank=0)
 

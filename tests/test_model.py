@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
 
-from tinyvgg.model import VGG_Net, check_image_size, initialize_he, max_pool
+from tinyvgg.model import ARCHS, VGG_Net, build_network, check_image_size, initialize_he, max_pool
 
 GOLDEN = json.loads((Path(__file__).parent / "vgg_net_golden.json").read_text())
 
@@ -75,7 +76,7 @@ def test_legal_sizes_give_logits_and_features(pixels: int) -> None:
 @pytest.mark.parametrize("pixels", [47, 96])
 def test_other_sizes_are_refused_with_the_remedy(pixels: int) -> None:
     with pytest.raises(ValueError, match="48 to 95; pack again with --resize 64"):
-        check_image_size(pixels, pixels)
+        check_image_size("vgg_net", pixels, pixels)
 
 
 def test_he_initialization_keeps_the_signal_through_ten_layers() -> None:
@@ -145,3 +146,47 @@ def test_the_compiled_max_pool_equals_torchs_gradient_included(
 
     assert torch.equal(pooled, expected)
     assert torch.equal(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("arch", [name for name in ARCHS if not name.startswith("vgg_net")])
+def test_configurations_compute_what_torchvisions_do(arch: str) -> None:
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, arch)().features.eval()
+    ours = build_network(arch, 10).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # BatchNorm that does more than nothing
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.abs().mean())
+    kinds = nn.Conv2d | nn.BatchNorm2d
+    pairs = zip(
+        (layer for layer in theirs if isinstance(layer, kinds)),
+        (layer for layer in ours.conv if isinstance(layer, kinds)),
+        strict=True,
+    )
+    for layer, own in pairs:
+        values = layer.state_dict()
+        if isinstance(layer, nn.Conv2d) and own.bias is None:  # theirs keeps a bias; BatchNorm
+            nn.init.zeros_(layer.bias)  # takes any off again
+            del values["bias"]
+        own.load_state_dict(values)
+    images = torch.randn(2, 3, 64, 64)
+
+    with torch.no_grad():
+        logits, features = ours(images)
+        expected = theirs(images)
+
+    assert logits.shape == (2, 10)
+    assert relative_error(features, expected) < 1e-5
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_network_takes_the_sizes_it_names_and_no_others(arch: str) -> None:
+    limits = ARCHS[arch]
+    model = build_network(arch, 3).eval()
+
+    for pixels in (limits.min_pixels, limits.max_pixels):
+        check_image_size(arch, pixels, pixels)
+        with torch.no_grad():
+            assert model.compute_logits(torch.zeros(1, 3, pixels, pixels)).shape == (1, 3)
+
+    with pytest.raises(ValueError, match=f"{arch} takes {limits.min_pixels} to"):
+        check_image_size(arch, limits.min_pixels - 1, 64)

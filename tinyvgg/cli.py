@@ -21,9 +21,11 @@ from tinyvgg.errors import TinyvggError
 
 if TYPE_CHECKING:
     from tinyvgg.inference.evaluate import Evaluation
+    from tinyvgg.shards.store import PackedDataset
     from tinyvgg.training.config import TrainConfig
     from tinyvgg.training.loop import StepReport
-    from tinyvgg.training.run import EpochMetrics
+    from tinyvgg.training.run import EpochMetrics, RunFolder
+    from tinyvgg.training.signals import StopRequest
     from tinyvgg.training.state import Training
 
 Config = TypeVar("Config")
@@ -125,39 +127,49 @@ def run_inspect(argv: Sequence[str]) -> int:
 
 
 def run_train(argv: Sequence[str]) -> int:
-    """Train VGG_Net; score it after every epoch."""
+    """Train a VGG network; score it after every epoch."""
     config = parse_train_config(argv)
 
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device, joined_world
-    from tinyvgg.training.state import open_training
+    from tinyvgg.training.signals import stop_request
+    from tinyvgg.training.state import check_sizes, open_training
 
+    if config.tensorboard:
+        from tinyvgg.reporting.tensorboard import check_installed
+
+        check_installed()
     dataset = open_dataset(config.packed)
+    if config.summary:
+        check_sizes(config, dataset)
+        print_summary(config, dataset)
+        return 0
     device = find_device(config.device)
-    with joined_world(device) as rank:
-        train_run(open_training(config, dataset, device, rank), is_main=rank == 0)
-    return 0
+    with joined_world(device) as rank, stop_request() as stop:
+        training = open_training(config, dataset, device, rank)
+        return train_run(training, stop, is_main=rank == 0)
 
 
-def train_run(training: "Training", *, is_main: bool) -> None:
-    """Train a run to its end or limit, and say where it stands."""
-    train_epochs(training, is_main=is_main)
+def train_run(training: "Training", stop: "StopRequest", *, is_main: bool) -> int:
+    """Train a run to its end, target, limit or signal; say where it stands."""
+    train_epochs(training, stop, is_main=is_main)
     if is_main and training.step < training.num_steps:
         print(f"{training.config.out}: stopped at step {training.step:,}; --resume goes on")
     if is_main and training.config.json:
         history = [asdict(metrics) for metrics in training.history]
         run = str(training.config.out)
         print_json({"run": run, "step": training.step, "history": history})
+    return 0 if stop.signal_number is None else 128 + stop.signal_number
 
 
-def train_epochs(training: "Training", *, is_main: bool) -> None:
+def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) -> None:
     """Train, score, record, epoch by epoch: the product in one loop."""
     from tinyvgg.inference.evaluate import evaluate_network
     from tinyvgg.loading.config import LoaderConfig
     from tinyvgg.loading.open import open_loader
-    from tinyvgg.reporting.plots import plot_curves
-    from tinyvgg.training.loop import finish_epoch, train
+    from tinyvgg.training.loop import train
     from tinyvgg.training.run import RunFolder
+    from tinyvgg.training.signals import StopRequested
 
     config, dataset, device = training.config, training.dataset, training.device
     run = RunFolder(config.out) if is_main else None
@@ -174,25 +186,47 @@ def train_epochs(training: "Training", *, is_main: bool) -> None:
         dtype=training.image_dtype,
     )
     with train_progress(training, is_main=is_main) as observe:
-        for metrics in train(training, run, observe):
-            evaluation = evaluate_network(
-                training.model,
-                val_loader,
-                len(dataset.class_names),
-                amp=training.amp,
-                device=device,
-            )
-            if run is None:
-                continue
+        for metrics in train(training, run, observe, stop):
+            try:
+                evaluation = evaluate_network(
+                    training.scored_model,
+                    val_loader,
+                    len(dataset.class_names),
+                    amp=training.amp,
+                    device=device,
+                    pixels=metrics.pixels,
+                    advance=lambda num_images: stop.check(),
+                )
+            except StopRequested:  # the epoch is scored by the run that goes on
+                if run is not None:
+                    run.write_last(training.checkpoint())
+                return
             scored = replace(
                 metrics,
                 val_loss=evaluation.loss,
                 val_top1=evaluation.top1,
                 val_top5=evaluation.top5,
             )
-            finish_epoch(training, run, scored)
-            plot_curves([asdict(line) for line in training.history], run.path)
-            print_epoch(scored, config.epochs)
+            training.unscored = None
+            if run is not None:
+                record_epoch(training, run, scored)
+            if config.target_top1 is not None and evaluation.top1 >= config.target_top1:
+                return
+
+
+def record_epoch(training: "Training", run: "RunFolder", metrics: "EpochMetrics") -> None:
+    """Save a scored epoch, draw its curves, print its line."""
+    from tinyvgg.reporting.plots import plot_curves
+    from tinyvgg.training.loop import finish_epoch
+
+    finish_epoch(training, run, metrics)
+    history = [asdict(line) for line in training.history]
+    plot_curves(history, run.path)
+    if training.config.tensorboard:
+        from tinyvgg.reporting.tensorboard import write_events
+
+        write_events(history, run.path / "tensorboard")
+    print_epoch(metrics, training.config.epochs)
 
 
 def run_evaluate(argv: Sequence[str]) -> int:
@@ -239,6 +273,7 @@ def run_evaluate(argv: Sequence[str]) -> int:
             len(dataset.class_names),
             amp=amp,
             device=device,
+            pixels=trained.pixels,
             advance=open_bar("evaluate", num_images),
         )
     out = config.out or config.checkpoint.parent
@@ -350,18 +385,20 @@ def train_progress(
 ) -> Iterator[Callable[["StepReport"], None]]:
     """Show a bar on stderr and, every `log_every` steps, the reference's line on stdout."""
     from tinyvgg.reporting.progress import progress_bars
+    from tinyvgg.training.tracing import traced_steps
 
     if not is_main:
         yield lambda report: None
         return
-    batch_size = training.loader.batch_size
+    config, batch_size = training.config, training.loader.batch_size
     num_done = training.step
-    with progress_bars() as open_bar:
+    with progress_bars() as open_bar, traced_steps(config.profile, config.out, print) as count_step:
         advance = open_bar("train", training.num_steps * batch_size)
         advance(num_done * batch_size)
 
         def observe(report: "StepReport") -> None:
             advance(batch_size)
+            count_step()
             if report.loss is not None and report.top1 is not None:
                 print(
                     f"[{report.epoch + 1}, {report.step:5d}] loss: {report.loss:.3f} "
@@ -375,7 +412,7 @@ def train_progress(
 def print_epoch(metrics: "EpochMetrics", num_epochs: int) -> None:
     """Print the line of an epoch, and advice where data was slow."""
     print(
-        f"epoch {metrics.epoch + 1}/{num_epochs}: "
+        f"epoch {metrics.epoch + 1}/{num_epochs}, {metrics.pixels} px, {metrics.pflop:.3g} PFLOP: "
         f"train loss {metrics.train_loss:.3f} top-1 {100 * metrics.train_top1:.2f} %, "
         f"val loss {metrics.val_loss:.3f} top-1 {100 * metrics.val_top1:.2f} % "
         f"top-5 {100 * metrics.val_top5:.2f} %, {metrics.images_per_sec:,.1f} images/sec, "
@@ -388,6 +425,27 @@ def print_epoch(metrics: "EpochMetrics", num_epochs: int) -> None:
             "put PACKED on a faster disk, or use --backend resident",
             file=sys.stderr,
         )
+
+
+def print_summary(config: "TrainConfig", dataset: "PackedDataset") -> None:
+    """Print layers, parameters and operations of a network on images as they are packed."""
+    from rich.console import Console
+
+    from tinyvgg.reporting.tables import render_summary
+    from tinyvgg.training.summary import summarize_network, train_flop
+
+    image = dataset.manifest.image
+    shape = (config.arch, len(dataset.class_names), image.height, image.width)
+    layers, flop = summarize_network(*shape), train_flop(*shape)
+    Console().print(render_summary(config.arch, layers))
+    num_parameters = sum(layer.num_parameters for layer in layers)
+    print(
+        f"{config.arch}: {num_parameters:,} parameters; "
+        f"{sum(layer.flop for layer in layers) / 1e9:.3f} GFLOP forward, "
+        f"{flop / 1e9:.3f} GFLOP to train on an image of {image.width}x{image.height}"
+    )
+    if config.json:
+        print_json({"arch": config.arch, "train_flop": flop, "layers": list(map(asdict, layers))})
 
 
 def print_evaluation(evaluation: "Evaluation", class_names: Sequence[str]) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import IO
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def replace_file(
+    path: Path, write: Callable[[IO[bytes]], object], keep_as: Path | None = None
+) -> None:
     """Write a file beside its name, sync it, then rename it over what was there.
 
     Args:
         path: the final name.
         write: called with the open file.
+        keep_as: name for what was there; killed in between, only that name is there.
 
     Raises:
         OSError: the disk is full or cannot be written; the old file is untouched.
@@ -22,6 +25,8 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep_as is not None and path.exists():
+            path.replace(keep_as)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

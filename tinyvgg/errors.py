@@ -4,6 +4,7 @@
     ├── DatasetError        the images given to `pack` or `predict`, or a download
     ├── ShardError          what is on disk is not what the manifest says
     ├── CheckpointError     a run folder or a checkpoint that cannot be used
+    ├── DivergedError       a run whose loss is no number any more
     └── BackendUnavailable  a loader backend or a device that cannot run here
 
 A bad parameter is a plain `ValueError`, raised before any work. Every text reads
@@ -25,6 +26,10 @@ class ShardError(TinyvggError):
 
 class CheckpointError(TinyvggError):
     """A run folder or checkpoint that is missing, damaged or of another data set."""
+
+
+class DivergedError(TinyvggError):
+    """A training run whose loss has become infinite or NaN."""
 
 
 class BackendUnavailable(TinyvggError):  # noqa: N818 - the name is part of the public contract

@@ -1,13 +1,13 @@
-"""The network: `VGG_Net`, the reference network tensor for tensor.
+"""The networks: `VGG_Net`, the reference tensor for tensor, and `VGG`, which takes other sizes.
 
 From: `loading`, which gives normalized images [B, 3, H, W], channels-last.
 To:   `training` and `inference`, which get logits [B, K], and features if they ask for them.
 
-B images, K classes, H and W 48 to 95 pixels.
+B images, K classes, H and W pixels: `ARCHS` says how many of them each network takes.
 
-Ten 3 x 3 convolutions with bias and ReLU, 64, 64 | 128, 128 | 256 x 3 | 512 x 3, a max-pool and
-a dropout after each group, all in one `nn.Sequential` named `conv`, so that a checkpoint of the
-reference loads as it is; then AvgPool2d(3), three hidden layers and the classifier.
+`VGG_Net` is ten 3 x 3 convolutions with bias and ReLU, 64, 64 | 128, 128 | 256 x 3 | 512 x 3, a
+max-pool and a dropout after each group, all in one `nn.Sequential` named `conv`, so that a
+checkpoint of the reference loads as it is; then AvgPool2d(3), three hidden layers, the classifier.
 
 The same logits for less work, exactly, when no features are asked for (`compute_logits`):
   * `AvgPool2d(3)` on the 4 x 4 map of a 64-pixel image keeps the top-left 3 x 3 and drops a row
@@ -16,6 +16,8 @@ The same logits for less work, exactly, when no features are asked for (`compute
   * ReLU and max-pool commute. After the pool, ReLU has a quarter of the values to go through.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,7 +25,38 @@ from torch.nn import functional
 from tinyvgg.dropout import Dropout
 
 STAGE_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
-MIN_PIXELS, MAX_PIXELS = 48, 95  # four halvings must leave 3 to 5, so that one 3 x 3 mean fits
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A network by name.
+
+    Attributes:
+        stages: channels of each convolution, stage by stage; a max-pool ends a stage.
+        batch_norm: whether each convolution is followed by BatchNorm instead of having a bias.
+        min_pixels, max_pixels: sides of an image that it takes.
+    """
+
+    stages: tuple[tuple[int, ...], ...]
+    batch_norm: bool = False
+    min_pixels: int = 32  # five halvings leave 1
+    max_pixels: int = 96
+
+
+# Simonyan and Zisserman, "Very deep convolutional networks", 2015, table 1: A, B, D, E
+CONFIGURATIONS = {
+    "vgg11": ((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2),
+    "vgg13": ((64,) * 2, (128,) * 2, (256,) * 2, (512,) * 2, (512,) * 2),
+    "vgg16": ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
+    "vgg19": ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4),
+}
+ARCHS = {
+    # four halvings must leave 3 to 5, so that one 3 x 3 mean fits
+    "vgg_net": Arch(STAGE_CHANNELS, min_pixels=48, max_pixels=95),
+    "vgg_net_bn": Arch(STAGE_CHANNELS, batch_norm=True),
+    **{name: Arch(stages) for name, stages in CONFIGURATIONS.items()},
+    **{f"{name}_bn": Arch(stages, batch_norm=True) for name, stages in CONFIGURATIONS.items()},
+}
 
 
 class VGG_Net(nn.Module):  # noqa: N801 - the published name
@@ -128,10 +161,80 @@ def _convolve_needed_part(layers: list[nn.Conv2d], images: Tensor) -> Tensor:
     return images
 
 
+class VGG(nn.Module):
+    """3 x 3 convolutions in stages, global average pooling, one linear layer.
+
+    The mean over whatever the last pool leaves makes every size legal from which a pixel is left.
+    Pooling comes before ReLU, with which it commutes: a quarter of the values to go through.
+
+    Args:
+        arch: stages, and whether convolutions are followed by BatchNorm.
+        num_classes: K.
+        dropout: probability before the classifier.
+    """
+
+    def __init__(self, arch: Arch, num_classes: int = 100, dropout: float = 0.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        in_channels = 3
+        for stage in arch.stages:
+            for position, channels in enumerate(stage, 1):
+                has_bias = not arch.batch_norm  # BatchNorm's own shift takes its place
+                layers.append(nn.Conv2d(in_channels, channels, 3, padding=1, bias=has_bias))
+                if arch.batch_norm:
+                    layers.append(nn.BatchNorm2d(channels))
+                if position == len(stage):
+                    layers.append(MaxPool())
+                layers.append(nn.ReLU(inplace=True))
+                in_channels = channels
+        self.conv = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(in_channels, num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [B, K], and features [B, C, h, w], the output of `conv`.
+
+        Args:
+            images: floating [B, 3, H, W], normalized, channels-last; H and W 32 to 96.
+        """
+        features = self.conv(images)
+        logits: Tensor = self.classifier(self.dropout(features.mean((2, 3))))
+        return logits, features
+
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """Return the logits [B, K] of `forward`."""
+        return self(images)[0]  # type: ignore[no-any-return]
+
+
+class MaxPool(nn.Module):
+    """`max_pool` as a layer."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the maximum of every 2 x 2 window."""
+        return max_pool(images)
+
+
+Network = VGG_Net | VGG
+
+
+def build_network(arch: str, num_classes: int, dropout: float = 0.0) -> Network:
+    """Return a network by its name in `ARCHS`, with PyTorch's default weights.
+
+    Args:
+        arch: a key of `ARCHS`.
+        num_classes: K.
+        dropout: probability; no parameter depends on it.
+    """
+    if arch == "vgg_net":
+        return VGG_Net(num_classes, dropout)
+    return VGG(ARCHS[arch], num_classes, dropout)
+
+
 class LogitsOnly(nn.Module):
     """Calls `compute_logits` as a module, which DistributedDataParallel needs."""
 
-    def __init__(self, model: VGG_Net) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 
@@ -158,14 +261,15 @@ def initialize_he(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def check_image_size(height: int, width: int) -> None:
-    """Refuse images that the network cannot take.
+def check_image_size(arch: str, height: int, width: int) -> None:
+    """Refuse images that a network cannot take.
 
     Raises:
-        ValueError: a side is outside 48 to 95 pixels.
+        ValueError: a side is outside its limits.
     """
-    if min(height, width) < MIN_PIXELS or max(height, width) > MAX_PIXELS:
+    limits = ARCHS[arch]
+    if min(height, width) < limits.min_pixels or max(height, width) > limits.max_pixels:
         raise ValueError(
-            f"images are {width}x{height} pixels, VGG_Net takes {MIN_PIXELS} to {MAX_PIXELS}; "
-            "pack again with --resize 64"
+            f"images are {width}x{height} pixels, {arch} takes {limits.min_pixels} to "
+            f"{limits.max_pixels}; pack again with --resize 64, or see --arch and --sizes"
         )

@@ -81,7 +81,7 @@ def test_a_class_without_images_does_not_enter_the_average() -> None:
 
 def write_network(path: Path, class_folders: list[str]) -> VGG_Net:
     model = VGG_Net(len(class_folders))
-    fields = {"mean": [0.5] * 3, "std": [0.25] * 3, "amp": "off"}
+    fields = {"mean": [0.5] * 3, "std": [0.25] * 3, "amp": "off", "arch": "vgg_net", "pixels": 48}
     write_checkpoint(path, {"model": model.state_dict(), "class_folders": class_folders, **fields})
     return model
 
@@ -113,5 +113,5 @@ def test_other_class_names_are_refused(tmp_path: Path, packed: PackedDataset) ->
 def test_a_checkpoint_without_a_network_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "odd.pt", {"step": 1})
 
-    with pytest.raises(CheckpointError, match=r"odd\.pt: holds no VGG_Net"):
+    with pytest.raises(CheckpointError, match=r"odd\.pt: holds no network"):
         read_network(tmp_path / "odd.pt", CPU)

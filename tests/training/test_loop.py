@@ -1,18 +1,26 @@
 import csv
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tinyvgg.errors import CheckpointError, ShardError
+from tinyvgg.errors import CheckpointError, DivergedError, ShardError
+from tinyvgg.inference.evaluate import evaluate_network
+from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.open import open_loader
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.loop import StepReport, finish_epoch, train
 from tinyvgg.training.run import RunFolder, read_run_config
+from tinyvgg.training.signals import StopRequested, stop_request
 from tinyvgg.training.state import Training, open_training
+from tinyvgg.training.summary import train_flop
 
 CPU = torch.device("cpu")
 
@@ -103,20 +111,190 @@ def test_two_runs_of_one_seed_are_bit_equal_and_another_seed_differs(
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_ctrl_c_saves_the_run(
+def train_and_score(
+    config: TrainConfig, dataset: PackedDataset, signal_at: tuple[int, int] | None = None
+) -> Training:
+    """Train as the command does; at that step, send this process that signal."""
+    run = RunFolder(config.out)
+    with stop_request() as stop:
+        training = open_training(config, dataset, CPU, rank=0)
+
+        def observe(report: StepReport) -> None:
+            if signal_at is not None and training.step == signal_at[0]:
+                os.kill(os.getpid(), signal_at[1])
+
+        val_loader = open_loader(dataset, "val", LoaderConfig(batch_size=5))
+        for metrics in train(training, run, observe, stop):
+            try:
+                evaluation = evaluate_network(
+                    training.scored_model,
+                    val_loader,
+                    2,
+                    amp="off",
+                    device=CPU,
+                    pixels=metrics.pixels,
+                    advance=lambda num_images: stop.check(),
+                )
+            except StopRequested:
+                run.write_last(training.checkpoint())
+                break
+            scored = replace(metrics, val_loss=evaluation.loss, val_top1=evaluation.top1)
+            finish_epoch(training, run, replace(scored, val_top5=evaluation.top5))
+    return training
+
+
+def assert_same_run(found: Training, expected: Training) -> None:
+    """Compare weights, averaged weights and losses, bit by bit."""
+    assert found.step == expected.step
+    for model, other in (
+        (found.model, expected.model),
+        (found.scored_model, expected.scored_model),
+    ):
+        state = other.state_dict()
+        for name, weights in model.state_dict().items():
+            assert torch.equal(weights, state[name]), name
+    for metrics, other_metrics in zip(found.history, expected.history, strict=True):
+        for field in ("epoch", "step", "train_loss", "val_loss", "val_top1", "learning_rate"):
+            assert getattr(metrics, field) == getattr(other_metrics, field), field
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("step", [3, 5])  # 5 is the last of its epoch: it is met in evaluation
+def test_a_signal_saves_the_run_and_the_resumed_one_is_bit_equal(
+    color_dataset: PackedDataset,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    name: str,
+    step: int,
+) -> None:
+    fields = {"ema_decay": 0.9, "sizes": (48,), "size_shares": (0.5,)}
+    whole = train_and_score(make_config(out=tmp_path / "whole", **fields), color_dataset)
+    config = make_config(out=tmp_path / "parts", **fields)
+
+    stopped = train_and_score(config, color_dataset, (step, getattr(signal, name)))
+    resumed = train_and_score(replace(config, resume=True), color_dataset)
+
+    assert (stopped.step, stopped.history) == (step, [])
+    assert (stopped.unscored is not None) == (step == 5)
+    assert_same_run(resumed, whole)
+
+
+def test_the_second_ctrl_c_ends_at_once() -> None:
+    with stop_request() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_made()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resuming_a_run_that_wrote_no_checkpoint_begins_anew(
+    color_dataset: PackedDataset, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    whole = train_and_score(make_config(out=tmp_path / "whole"), color_dataset)
+    config = make_config(out=tmp_path / "killed")
+    open_training(config, color_dataset, CPU, rank=0)
+
+    resumed = train_and_score(replace(config, resume=True), color_dataset)
+
+    assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    color_dataset: PackedDataset,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    whole = train_and_score(make_config(out=tmp_path / "whole"), color_dataset)
+    config = make_config(out=tmp_path / "parts")
+    train_and_score(config, color_dataset, (8, signal.SIGTERM))
+    last = config.out / "last.pt"
+    data = bytearray(last.read_bytes())
+    if damage == "cut":
+        last.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+        last.write_bytes(data)
+    else:
+        last.unlink()
+
+    resumed = train_and_score(replace(config, resume=True), color_dataset)
+
+    assert "going on from previous.pt, step 5" in caplog.text
+    assert_same_run(resumed, whole)
+
+
+def test_a_checkpoint_is_written_within_an_epoch_after_checkpoint_minutes(
     color_dataset: PackedDataset, make_config: Callable[..., TrainConfig]
 ) -> None:
-    config = make_config()
+    config = make_config(checkpoint_minutes=0.0)
     training = open_training(config, color_dataset, CPU, rank=0)
+    written = []
 
-    def interrupt(report: StepReport) -> None:
-        if report.step == 3:
-            raise KeyboardInterrupt
+    def observe(report: StepReport) -> None:
+        if (config.out / "last.pt").exists():
+            written.append(torch.load(config.out / "last.pt", weights_only=True)["step"])
 
-    with pytest.raises(KeyboardInterrupt):
-        next(train(training, RunFolder(config.out), interrupt))
+    next(train(training, RunFolder(config.out), observe))
 
-    assert torch.load(config.out / "last.pt", weights_only=True)["step"] == 3
+    assert written == [1, 2, 3, 4]
+
+
+def test_a_diverged_run_stops_and_keeps_its_checkpoint(
+    color_dataset: PackedDataset, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config(limit_steps=2)
+    run_training(config, color_dataset)
+    wild = replace(config, limit_steps=None, resume=True, learning_rate=1e30, clip_norm=0.0)
+
+    with pytest.raises(
+        DivergedError, match=r"step \d: the loss is (nan|inf), the run has diverged"
+    ):
+        run_training(replace(wild, log_every=1), color_dataset)
+
+    assert torch.load(config.out / "last.pt", weights_only=True)["step"] == 2
+
+
+def test_images_grow_over_the_epochs_and_operations_are_counted_at_their_size(
+    make_config: Callable[..., TrainConfig], pack_arrays: Callable[..., PackedDataset]
+) -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3)), np.arange(8) % 2
+    arrays = images.astype(np.uint8), labels
+    dataset = pack_arrays("large", *arrays, *arrays)
+    config = make_config(arch="vgg_net_bn", epochs=3, sizes=(32, 48), size_shares=(0.4, 0.3))
+
+    training = train_and_score(config, dataset)
+
+    assert [metrics.pixels for metrics in training.history] == [32, 48, 64]
+    costs = [train_flop("vgg_net_bn", 2, pixels, pixels) for pixels in (32, 48, 64)]
+    assert [metrics.pflop for metrics in training.history] == pytest.approx(
+        [sum(costs[: epoch + 1]) * 8 / 1e15 for epoch in range(3)]
+    )
+
+
+@pytest.mark.slow
+def test_nothing_compiles_after_the_first_epoch_though_images_grow(
+    make_config: Callable[..., TrainConfig], pack_arrays: Callable[..., PackedDataset]
+) -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3)), np.arange(8) % 2
+    arrays = images.astype(np.uint8), labels
+    dataset = pack_arrays("large", *arrays, *arrays)
+    config = make_config(
+        arch="vgg_net_bn", epochs=3, batch_size=4, sizes=(32,), size_shares=(0.6,), compile="on"
+    )
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    training = open_training(config, dataset, CPU, rank=0)
+    num_graphs = []
+
+    for _ in train(training, RunFolder(config.out), lambda report: None):
+        num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    assert num_graphs == [2, 2, 2]  # one a size, both before the first step
 
 
 def test_a_taken_run_folder_is_refused(
@@ -166,6 +344,7 @@ def test_a_damaged_checkpoint_is_named(
     run_training(config, color_dataset)
     data = (config.out / "last.pt").read_bytes()
     (config.out / "last.pt").write_bytes(data[: len(data) // 2])
+    assert not (config.out / "previous.pt").exists()
 
     with pytest.raises(CheckpointError, match=r"last\.pt: damaged or not a checkpoint"):
         open_training(replace(config, resume=True), color_dataset, CPU, rank=0)
@@ -174,10 +353,8 @@ def test_a_damaged_checkpoint_is_named(
 def test_images_of_a_size_the_network_cannot_take_are_refused(
     make_config: Callable[..., TrainConfig], pack_arrays: Callable[..., PackedDataset]
 ) -> None:
-    import numpy as np
-
     images, labels = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2
     small = pack_arrays("small", images, labels, images, labels)
 
-    with pytest.raises(ValueError, match="32x32 pixels, VGG_Net takes 48 to 95"):
+    with pytest.raises(ValueError, match="32x32 pixels, vgg_net takes 48 to 95"):
         open_training(make_config(), small, CPU, rank=0)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tinyvgg.errors import CheckpointError
-from tinyvgg.loading.batch import BatchLoader
+from tinyvgg.loading.batch import BatchLoader, resize_images
 from tinyvgg.loading.open import channel_triple
-from tinyvgg.model import VGG_Net
+from tinyvgg.model import Network, build_network
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.checkpoint import read_checkpoint
@@ -73,12 +73,13 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_network(
-    network: VGG_Net,
+    network: Network,
     loader: BatchLoader,
     num_classes: int,
     *,
     amp: str,
     device: torch.device,
+    pixels: int | None = None,
     advance: Callable[[int], Any] = lambda num_images: None,
 ) -> Evaluation:
     """Score a network on one pass of a loader, on all ranks together.
@@ -89,7 +90,8 @@ def evaluate_network(
         num_classes: K.
         amp: "off", "bf16" or "fp16".
         device: of the batches.
-        advance: called with the number of images scored.
+        pixels: shorter side that images are reduced to, as in training; None: as stored.
+        advance: called with the number of images scored; may raise to end the pass.
     """
     was_training = network.training
     network.eval()
@@ -97,8 +99,9 @@ def evaluate_network(
     top5_hits = torch.zeros((), dtype=torch.int64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
     for batch in loader.epoch(0):
+        images = batch.images if pixels is None else resize_images(batch.images, pixels)
         with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-            logits = network.compute_logits(batch.images)
+            logits = network.compute_logits(images)
         logits, labels = logits[: batch.num_valid].float(), batch.labels[: batch.num_valid]
         loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum")
         best = logits.topk(min(5, num_classes), dim=1).indices
@@ -130,13 +133,15 @@ class TrainedNetwork:
         class_folders: in label order.
         mean, std: per channel on the 0-to-1 scale, that its input is normalized with.
         amp: the precision it was trained in.
+        pixels: shorter side of the images it was last trained on.
     """
 
-    model: VGG_Net
+    model: Network
     class_folders: list[str]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     amp: str
+    pixels: int
 
 
 def read_network(path: Path, device: torch.device) -> TrainedNetwork:
@@ -147,7 +152,7 @@ def read_network(path: Path, device: torch.device) -> TrainedNetwork:
     """
     checkpoint = read_checkpoint(path, device)
     try:
-        model = VGG_Net(len(checkpoint["class_folders"]))
+        model = build_network(checkpoint["arch"], len(checkpoint["class_folders"]))
         model.load_state_dict(checkpoint["model"])
         return TrainedNetwork(
             model.to(device).eval(),
@@ -155,9 +160,10 @@ def read_network(path: Path, device: torch.device) -> TrainedNetwork:
             channel_triple(checkpoint["mean"]),
             channel_triple(checkpoint["std"]),
             checkpoint["amp"],
+            checkpoint["pixels"],
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: holds no VGG_Net ({error}); use another one") from error
+        raise CheckpointError(f"{path}: holds no network ({error}); use another one") from error
 
 
 def check_classes(trained: TrainedNetwork, dataset: PackedDataset) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 
@@ -153,3 +154,28 @@ def transform_images(
     if dtype != torch.uint8:
         pixels = (pixels.float() * scale + shift).to(dtype)
     return pixels.permute(0, 3, 1, 2)
+
+
+def scaled_size(height: int, width: int, pixels: int) -> tuple[int, int]:
+    """Return height and width scaled so that the shorter of them is `pixels`."""
+    shorter = min(height, width)
+    return round(height * pixels / shorter), round(width * pixels / shorter)
+
+
+def resize_images(images: Tensor, pixels: int) -> Tensor:
+    """Return images whose shorter side is `pixels`, bilinear and antialiased.
+
+    Args:
+        images: floating [b, 3, H, W], channels-last. Half types go through float32: a CPU's
+            antialiasing takes no other.
+        pixels: of the shorter side; images that have it already come back as they are.
+
+    Returns:
+        The same dtype, [b, 3, h, w], channels-last, on the same device.
+    """
+    height, width = images.shape[2:]
+    size = scaled_size(height, width, pixels)
+    if size == (height, width):
+        return images
+    resized = functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return resized.to(images.dtype).contiguous(memory_format=torch.channels_last)

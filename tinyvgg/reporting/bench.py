@@ -136,7 +136,7 @@ def _load(loader: BatchLoader) -> Work:
 
 def _open_training(dataset: PackedDataset, device: torch.device, out: Path) -> Training:
     batch_size = min(64, dataset.train.num_images)
-    config = TrainConfig(dataset.folder, out, batch_size=batch_size)
+    config = TrainConfig(dataset.folder, out, batch_size=batch_size, sizes=(), size_shares=())
     return open_training(config, dataset, device, rank=0)
 
 

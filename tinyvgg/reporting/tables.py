@@ -1,7 +1,7 @@
 """Tables: what a packed folder holds, as data and for the terminal.
 
-From: `shards` (an opened data set) and `inference` (a confusion matrix).
-To:   `tinyvgg inspect` and `evaluate`: JSON, rich tables, CSV.
+From: `shards` (an opened data set), `training` (layers) and `inference` (a confusion matrix).
+To:   `tinyvgg inspect`, `train --summary` and `evaluate`: JSON, rich tables, CSV.
 """
 
 import csv
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tinyvgg.shards.manifest import SPLITS
 from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.summary import LayerSummary
 
 
 def describe_dataset(dataset: PackedDataset) -> dict[str, Any]:
@@ -82,6 +83,22 @@ def render_description(description: dict[str, Any]) -> list[Table]:
             f"{record['val']:,}",
         )
     return [splits, classes]
+
+
+def render_summary(arch: str, layers: Sequence[LayerSummary]) -> Table:
+    """Return the table that `train --summary` prints: a line for each layer with parameters."""
+    table = Table(title=arch)
+    for column in ("layer", "kind", "output", "parameters", "MFLOP forward"):
+        table.add_column(column, justify="left" if column in ("layer", "kind") else "right")
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            layer.kind,
+            " x ".join(map(str, layer.shape)),
+            f"{layer.num_parameters:,}",
+            f"{layer.flop / 1e6:,.1f}",
+        )
+    return table
 
 
 def write_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], path: Path) -> None:

@@ -8,6 +8,7 @@ tensors, numbers, strings, lists and dictionaries; parameter names are those of 
 network, whether it was compiled or distributed.
 """
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ from tinyvgg.errors import CheckpointError
 FORMAT = 1
 
 
-def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint under its name only when it is whole and on disk."""
-    replace_file(path, lambda file: torch.save({"format": FORMAT, **checkpoint}, file))
+def write_checkpoint(path: Path, checkpoint: dict[str, Any], keep_as: Path | None = None) -> None:
+    """Write a checkpoint under its name only when it is whole and on disk.
+
+    Args:
+        path: the name.
+        checkpoint: tensors, numbers, strings, lists and dictionaries.
+        keep_as: name for the checkpoint that is there already.
+    """
+    replace_file(path, lambda file: torch.save({"format": FORMAT, **checkpoint}, file), keep_as)
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -33,6 +40,10 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; run 'tinyvgg train' first")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler met
         raise CheckpointError(

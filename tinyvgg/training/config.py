@@ -1,7 +1,7 @@
 """Recipes: what a training run can be told, in one typed place. No torch here.
 
-`fast` is the default of every field; `RECIPES` says where `seed` differs. The command line takes
-the recipe first and lets single flags override it; the result is stored in the run.
+`fast` is the default of every field; `RECIPES` says where the others differ, and why. The command
+line takes the recipe first and lets single flags override it; the result is stored in the run.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,10 @@ import tyro
 from tinyvgg.loading.config import Backend
 
 Amp = Literal["auto", "off", "bf16", "fp16"]
+ArchName = Literal[
+    "vgg_net", "vgg_net_bn", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn",
+    "vgg16", "vgg16_bn", "vgg19", "vgg19_bn",
+]  # fmt: skip
 
 # the reference's own pixel statistics, which it applies whatever the images are
 REFERENCE_MEAN = (0.4802, 0.4481, 0.3975)
@@ -21,26 +25,34 @@ REFERENCE_STD = (0.2302, 0.2265, 0.2262)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train VGG_Net on a packed data set."""
+    """Train a VGG network on a packed data set."""
 
     packed: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKED")]
     """Folder that 'tinyvgg pack' wrote."""
     out: Path
     """Run folder to create, or to go on with under --resume."""
-    recipe: Literal["fast", "seed"] = "fast"
-    """Named defaults for all other flags: fast, or seed (the reference loop)."""
+    recipe: Literal["fast", "fast-bn", "seed", "strong"] = "fast"
+    """Defaults of all other flags: fast, fast-bn (BatchNorm), seed (the reference), strong."""
     resume: bool = False
     """Go on with the run in OUT; its stored settings hold where no flag says otherwise."""
+    arch: ArchName = "vgg_net"
+    """vgg_net (the reference), vgg_net_bn, or vgg11, 13, 16, 19 (A, B, D, E), also with _bn."""
     epochs: int = 10
     """Passes over the training images."""
+    sizes: tuple[int, ...] = (48,)
+    """Pixels a side of the first epochs' images, at most as stored; the rest are as stored."""
+    size_shares: tuple[float, ...] = (0.65,)
+    """Share of all epochs at each of --sizes."""
     batch_size: int = 64
     """Images in a step, over all devices."""
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    """adamw decays weights (not biases); adam is the reference's."""
+    accumulate: int = 1
+    """Parts that a step's images are cut into, one after the other, to save memory."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """adamw or sgd (Nesterov, momentum 0.9), which decay weights, not biases; adam decays none."""
     learning_rate: float = 6e-4
     """At its peak."""
     weight_decay: float = 0.05
-    """Of adamw."""
+    """Of adamw and sgd."""
     warmup: float = 0.15
     """Share of all steps over which the learning rate rises linearly."""
     decay: Literal["linear", "none"] = "linear"
@@ -50,7 +62,9 @@ class TrainConfig:
     label_smoothing: float = 0.1
     """Probability spread evenly over all classes in the target."""
     dropout: float = 0.1
-    """Probability after each group of convolutions."""
+    """Probability after each group of convolutions; of other archs, before the classifier."""
+    ema_decay: float = 0.0
+    """Part of the averaged weights that a step keeps, 0.999 say; they are scored. 0: none."""
     init: Literal["he", "default"] = "he"
     """Initial weights: He's, or PyTorch's default as the reference has it."""
     augment: bool = True
@@ -71,6 +85,16 @@ class TrainConfig:
     """Seed of weights, order, crops, flips and dropout."""
     limit_steps: int | None = None
     """Stop after this many steps of the whole run; --resume goes on from there."""
+    target_top1: float | None = None
+    """Stop after the epoch whose validation top-1 (0 to 1) reaches this."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after which last.pt is written within an epoch, too."""
+    summary: bool = False
+    """Print layers, parameters and operations, and train nothing."""
+    profile: int | None = None
+    """Trace this many steps into RUN/trace.json and print the top operations."""
+    tensorboard: bool = False
+    """Write event files into RUN/tensorboard, too; needs the extra 'tensorboard'."""
     log_every: int = 50
     """Steps between printed lines of loss and accuracy."""
     json: bool = False
@@ -78,39 +102,89 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name in ("epochs", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "clip_norm", "learning_rate", "seed"):
+        for name in ("epochs", "batch_size", "log_every", "accumulate", "limit_steps", "profile"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("weight_decay", "clip_norm", "learning_rate", "seed", "checkpoint_minutes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("dropout", "warmup", "label_smoothing"):
+        for name in ("dropout", "warmup", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} must be at least 0 and under 1, got {getattr(self, name)}"
                 )
-        if self.limit_steps is not None and self.limit_steps < 1:
-            raise ValueError(f"limit_steps must be at least 1, got {self.limit_steps}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse fields that do not go with each other."""
+        if self.target_top1 is not None and not 0 <= self.target_top1 <= 1:
+            raise ValueError(f"target_top1 must be 0 to 1, got {self.target_top1}")
+        if len(self.sizes) != len(self.size_shares):
+            raise ValueError(
+                f"sizes and size_shares must be as many, got {len(self.sizes)} and "
+                f"{len(self.size_shares)}; pass both"
+            )
+        if sum(self.size_shares) > 1 or min(self.size_shares, default=0) < 0:
+            raise ValueError(f"size_shares must add up to 0 to 1, got {self.size_shares}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size must be divisible by accumulate {self.accumulate}, "
+                f"got {self.batch_size}"
+            )
+        if self.accumulate > 1 and self.compile_mode != "default":
+            raise ValueError(  # pytorch#169545: CUDA graphs overwrite what is being added up
+                f"compile_mode must be default with accumulate {self.accumulate}, "
+                f"got {self.compile_mode!r}"
+            )
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "fast": {},
+    "fast": {},  # the base network; the reasons stand in the comments of `seed`
+    "fast-bn": {
+        "recipe": "fast-bn",
+        "arch": "vgg_net_bn",  # BatchNorm bears ten times the learning rate, and any size
+        "sizes": (32, 48),  # an image of 32 pixels costs a quarter of one of 64
+        "size_shares": (0.4, 0.3),
+        "optimizer": "sgd",  # with BatchNorm as good as Adam, for less memory and time
+        "learning_rate": 0.03,  # at batch 64; in proportion to the batch size
+        "weight_decay": 5e-4,  # ffcv's and airbench's, for SGD
+        "clip_norm": 0.0,  # BatchNorm bounds the gradients' effect
+        "dropout": 0.0,  # short runs fit too little, not too much
+    },
     "seed": {  # the reference loop, as facts in its description; only its validation is mended
         "recipe": "seed",
         "epochs": 20,
+        "sizes": (),  # fast: 48 pixels cost 56 %, and sharpen the eye for what 64 adds
+        "size_shares": (),
         "batch_size": 50,
         "optimizer": "adam",
-        "learning_rate": 1e-4,
+        "learning_rate": 1e-4,  # fast: six times that, once the initial weights are right
         "weight_decay": 0.0,
-        "warmup": 0.0,
-        "decay": "none",
-        "clip_norm": 0.0,
+        "warmup": 0.0,  # fast: the first steps of a high rate would throw He's weights away
+        "decay": "none",  # fast: down to zero, so that the last epochs settle
+        "clip_norm": 0.0,  # fast: 1, because nothing else bounds a step without BatchNorm
         "label_smoothing": 0.0,
-        "dropout": 0.4,
-        "init": "default",
+        "dropout": 0.4,  # fast: 0.1, four of 0.4 mostly slow ten epochs down
+        "init": "default",  # fast: He's; the default shrinks the signal 0.4 times a layer
         "augment": False,
         "statistics": "reference",
         "amp": "off",
         "compile": "off",
+    },
+    "strong": {  # accuracy first, for a GPU; not measured yet
+        "recipe": "strong",
+        "arch": "vgg16_bn",  # the deepest that pays at 64 pixels
+        "epochs": 60,  # six times `fast`: what a GPU does in minutes
+        "sizes": (48,),  # the first half at 56 % of the cost
+        "size_shares": (0.5,),
+        "batch_size": 512,  # fills a GPU
+        "optimizer": "sgd",
+        "learning_rate": 0.2,  # that of fast-bn, in proportion to the batch size
+        "weight_decay": 5e-4,
+        "warmup": 0.05,  # three epochs
+        "clip_norm": 0.0,
+        "dropout": 0.2,  # long runs do overfit
+        "ema_decay": 0.998,  # half-life 350 steps, two epochs of 100,000 images
     },
 }

@@ -5,16 +5,20 @@ To:   the wiring, which evaluates after each epoch and hands the figures back; a
 
 The loop does not know how to evaluate: `train` yields after each epoch, so the whole product
 stays one visible loop in `cli.py`. Loss and hits stay on the device; they are read every
-`log_every` steps and at the end of an epoch.
+`log_every` steps and at the end of an epoch, and must be finite there: what has diverged is never
+written over a checkpoint.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch.distributed
 
+from tinyvgg.errors import DivergedError
 from tinyvgg.training.run import EpochMetrics, RunFolder
+from tinyvgg.training.signals import StopRequest
 from tinyvgg.training.state import Training
 from tinyvgg.training.step import Meter, learning_rate_at
 
@@ -43,38 +47,46 @@ class StepReport:
 
 
 def train(
-    training: Training, run: RunFolder | None, observe: Callable[[StepReport], None]
+    training: Training,
+    run: RunFolder | None,
+    observe: Callable[[StepReport], None],
+    stop: StopRequest | None = None,
 ) -> Iterator[EpochMetrics]:
     """Train until the recipe's last epoch; yield after each one.
 
-    The caller evaluates and passes the result to `finish_epoch`. Stopped between two steps, by
-    Ctrl-C or `limit_steps`, the run is saved first.
+    The caller evaluates and passes the result to `finish_epoch`. Stopped between two steps, by a
+    signal or by `limit_steps`, the run is saved first. An epoch that was trained and not
+    scored when the run was stopped is yielded first.
 
     Args:
         training: the run; changed in place.
         run: where to save it when it is stopped; None on ranks other than 0.
         observe: called after each step.
+        stop: asked after each step.
+
+    Raises:
+        DivergedError: the loss is infinite or NaN; the last checkpoint stays as it is.
     """
     config = training.config
+    stop = stop or StopRequest()
     limit = min(training.num_steps, config.limit_steps or training.num_steps)
+    if training.unscored is not None:
+        yield training.unscored
     if training.step < limit:
         training.prepare()
-    try:
-        while training.step < limit:
-            metrics = _train_epoch(training, limit, observe)
-            if metrics is None:
-                break
-            yield metrics
-    except KeyboardInterrupt:
-        if run is not None:
-            run.write_last(training.checkpoint())
-        raise
-    if run is not None and training.epoch_meter.num_images:  # stopped inside an epoch
+    while training.step < limit and not stop.is_made():
+        metrics = _train_epoch(training, limit, run, observe, stop)
+        if metrics is None:
+            break
+        training.unscored = metrics
+        yield metrics
+    if run is not None and (training.epoch_meter.num_images or stop.signal_number is not None):
         run.write_last(training.checkpoint())
 
 
 def finish_epoch(training: Training, run: RunFolder, metrics: EpochMetrics) -> None:
     """Record an evaluated epoch: history, last.pt, and best.pt if it is the best so far."""
+    training.unscored = None
     training.history.append(metrics)
     is_best = metrics.val_top1 > training.best_top1
     if is_best:
@@ -85,15 +97,21 @@ def finish_epoch(training: Training, run: RunFolder, metrics: EpochMetrics) -> N
 
 
 def _train_epoch(
-    training: Training, limit: int, observe: Callable[[StepReport], None]
+    training: Training,
+    limit: int,
+    run: RunFolder | None,
+    observe: Callable[[StepReport], None],
+    stop: StopRequest,
 ) -> EpochMetrics | None:
-    """Train what is left of the current epoch; None if `limit` came first."""
+    """Train what is left of the current epoch; None if `limit` or a signal came first."""
     config, loader = training.config, training.loader
     training.network.train()
     epoch = loader.state.epoch
+    pixels = training.pixels_of(epoch)
     clock = _Clock(loader.batch_size)
     window = Meter.on(training.device)
     learning_rate = 0.0
+    saved_at = time.monotonic()
     batches = iter(loader)
     while training.step < limit:
         with clock.waiting():
@@ -101,13 +119,14 @@ def _train_epoch(
         if batch is None:
             break
         learning_rate = learning_rate_at(config, training.step, training.num_steps)
-        loss, hits = training.take_step(batch, learning_rate)
+        loss, hits = training.take_step(batch, learning_rate, pixels)
+        training.update_average()
         window.add(loss, hits, batch.num_valid)
         training.step += 1
         clock.count()
         loss_read = top1_read = None
         if training.step % config.log_every == 0:
-            loss_read, top1_read = window.read()
+            loss_read, top1_read = _read_finite(window, training)
             _move_meter(window, training.epoch_meter)
         step_in_epoch = (training.step - 1) % len(loader) + 1
         observe(
@@ -121,6 +140,14 @@ def _train_epoch(
                 top1_read,
             )
         )
+        if stop.is_made():
+            break
+        if run is not None and time.monotonic() - saved_at > 60 * config.checkpoint_minutes:
+            _read_finite(window, training)
+            _move_meter(window, training.epoch_meter)
+            run.write_last(training.checkpoint())
+            saved_at = time.monotonic()
+    _read_finite(window, training)
     _move_meter(window, training.epoch_meter)
     training.elapsed_sec += clock.elapsed_sec()
     if loader.state.epoch == epoch:
@@ -130,6 +157,8 @@ def _train_epoch(
     return EpochMetrics(
         epoch=epoch,
         step=training.step,
+        pixels=pixels,
+        pflop=training.pflop_until(epoch),
         learning_rate=learning_rate,
         train_loss=train_loss,
         train_top1=train_top1,
@@ -140,6 +169,21 @@ def _train_epoch(
         data_wait_share=clock.wait_share(),
         elapsed_sec=training.elapsed_sec,
     )
+
+
+def _read_finite(window: Meter, training: Training) -> tuple[float, float]:
+    """Return mean loss and top-1 of a window.
+
+    Raises:
+        DivergedError: the loss is infinite or NaN.
+    """
+    loss, top1 = window.read()
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"step {training.step:,}: the loss is {loss}, the run has diverged; start anew with a "
+            "lower --learning-rate (the checkpoint before it is kept)"
+        )
+    return loss, top1
 
 
 def _move_meter(source: Meter, target: Meter) -> None:

@@ -2,7 +2,8 @@
 
     config.json     the resolved recipe, what was probed, the data set, versions
     metrics.jsonl   one JSON object an epoch; metrics.csv the same as a table
-    last.pt         goes on with the run; best.pt the weights with the best validation top-1
+    last.pt         goes on with the run; previous.pt is the one before it
+    best.pt         the weights with the best validation top-1
 
 From: `loop`, after each epoch and when it is stopped.
 To:   `train --resume`, `evaluate`, and whoever plots.
@@ -14,6 +15,7 @@ resumed run never lists an epoch twice.
 import csv
 import io
 import json
+import logging
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,15 +31,26 @@ from tinyvgg.training.checkpoint import read_checkpoint, write_checkpoint
 from tinyvgg.training.config import TrainConfig
 
 # where the run is, and what belongs to one call of the command rather than to the run
-CALL_FIELDS = ("packed", "out", "resume", "limit_steps", "json")
+CALL_FIELDS = (
+    "packed", "out", "resume", "limit_steps", "target_top1", "checkpoint_minutes",
+    "summary", "profile", "tensorboard", "json",
+)  # fmt: skip
+
+logger = logging.getLogger("tinyvgg")
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One line of metrics.jsonl. Losses are means over images; top-1 and shares are 0 to 1."""
+    """One line of metrics.jsonl. Losses are means over images; top-1 and shares are 0 to 1.
+
+    `pixels` is the shorter side of the epoch's images, in training and in validation; `pflop` the
+    operations of every image seen so far, in 10^15, by `summary.train_flop`.
+    """
 
     epoch: int
     step: int
+    pixels: int
+    pflop: float
     learning_rate: float
     train_loss: float
     train_top1: float
@@ -59,6 +72,11 @@ class RunFolder:
     def last(self) -> Path:
         """The checkpoint that goes on."""
         return self.path / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before it, for when the last one is damaged."""
+        return self.path / "previous.pt"
 
     @property
     def best(self) -> Path:
@@ -100,16 +118,33 @@ class RunFolder:
         replace_file(self.path / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
 
     def write_last(self, checkpoint: dict[str, Any]) -> None:
-        """Replace last.pt."""
-        write_checkpoint(self.last, checkpoint)
+        """Replace last.pt, and keep the one there was as previous.pt."""
+        write_checkpoint(self.last, checkpoint, keep_as=self.previous)
 
     def write_best(self, checkpoint: dict[str, Any]) -> None:
         """Replace best.pt."""
         write_checkpoint(self.best, checkpoint)
 
-    def read_last(self, device: torch.device) -> dict[str, Any]:
-        """Read last.pt. Raises: CheckpointError."""
-        return read_checkpoint(self.last, device)
+    def read_last(self, device: torch.device) -> dict[str, Any] | None:
+        """Read last.pt, or the one before it if that is missing or damaged, with a warning.
+
+        Returns:
+            The checkpoint; None if the run ended before it wrote one, so it begins anew.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be read.
+        """
+        if not self.last.exists() and not self.previous.exists():
+            logger.warning("%s: no checkpoint yet; the run begins anew", self.path)
+            return None
+        try:
+            return read_checkpoint(self.last, device)
+        except CheckpointError as error:
+            if not self.previous.exists():
+                raise
+            checkpoint = read_checkpoint(self.previous, device)
+            logger.warning("%s; going on from previous.pt, step %s", error, checkpoint.get("step"))
+            return checkpoint
 
 
 def read_run_config(folder: Path) -> TrainConfig:

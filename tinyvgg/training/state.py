@@ -5,20 +5,23 @@ To:   `loop`, which moves it from step to step; `run`, which keeps its checkpoin
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tinyvgg.errors import CheckpointError
+from tinyvgg.loading.batch import scaled_size
 from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.open import Loader, open_loader
-from tinyvgg.model import LogitsOnly, VGG_Net, check_image_size, initialize_he
+from tinyvgg.model import LogitsOnly, Network, build_network, check_image_size, initialize_he
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, probe_amp
 from tinyvgg.training.config import REFERENCE_MEAN, REFERENCE_STD, TrainConfig
 from tinyvgg.training.run import EpochMetrics, RunFolder
-from tinyvgg.training.step import Meter, TrainStep, build_optimizer
+from tinyvgg.training.step import Meter, TrainStep, build_optimizer, pixels_at
+from tinyvgg.training.summary import train_flop
 
 
 @dataclass
@@ -28,12 +31,14 @@ class Training:
     config: TrainConfig
     dataset: PackedDataset
     loader: Loader
-    model: VGG_Net
+    model: Network
     network: nn.Module
     amp: str
     device: torch.device
     compiled: bool
+    average: AveragedModel | None = None
     step: int = 0
+    unscored: EpochMetrics | None = None
     best_top1: float = -1.0
     history: list[EpochMetrics] = field(default_factory=list)
     elapsed_sec: float = 0.0
@@ -55,29 +60,65 @@ class Training:
         return AMP_DTYPES[self.amp]
 
     @property
+    def scored_model(self) -> Network:
+        """The network that is evaluated: with averaged weights if there are any."""
+        if self.average is None:
+            return self.model
+        return cast(Network, self.average.module)
+
+    def pixels_of(self, epoch: int) -> int:
+        """Return the shorter side of an epoch's images."""
+        image = self.dataset.manifest.image
+        return pixels_at(self.config, epoch, min(image.height, image.width))
+
+    @property
+    def last_pixels(self) -> int:
+        """The shorter side of the images of the last step."""
+        state = self.loader.state
+        return self.pixels_of(state.epoch - (state.images_consumed == 0 and state.epoch > 0))
+
+    def pflop_until(self, epoch: int) -> float:
+        """Return the operations, in 10^15, of every image seen until the end of an epoch."""
+        image = self.dataset.manifest.image
+        num_classes = len(self.dataset.class_names)
+        flop = 0
+        for number in range(epoch + 1):
+            size = scaled_size(image.height, image.width, self.pixels_of(number))
+            flop += train_flop(self.config.arch, num_classes, *size)
+        return flop * len(self.loader) * self.loader.batch_size / 1e15
+
+    def update_average(self) -> None:
+        """Move the averaged weights a little towards the present ones, if there is an average."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * len(self.loader)
 
     def prepare(self) -> None:
-        """Compile before the loader starts; see `TrainStep.capture`."""
+        """Compile for every image size before the loader starts; see `TrainStep.capture`."""
         if not self.compiled or self.is_prepared:
             return
         self.is_prepared = True
         image = self.dataset.manifest.image
-        num_images = self.loader.batch_size // self.loader.world_size
-        shape = (num_images, image.height, image.width, image.channels)
-        images = torch.zeros(shape, dtype=self.image_dtype, device=self.device)
+        num_images = self.loader.batch_size // self.loader.world_size // self.config.accumulate
         labels = torch.zeros(num_images, dtype=torch.int64, device=self.device)
         self.network.train()
-        self.take_step.capture(images.permute(0, 3, 1, 2), labels)
+        for pixels in sorted({self.pixels_of(epoch) for epoch in range(self.config.epochs)}):
+            size = scaled_size(image.height, image.width, pixels)
+            shape = (num_images, *size, image.channels)
+            images = torch.zeros(shape, dtype=self.image_dtype, device=self.device)
+            self.take_step.capture(images.permute(0, 3, 1, 2), labels)
 
     def checkpoint(self, *, weights_only: bool = False) -> dict[str, Any]:
         """Return what `evaluate` needs, and what `--resume` needs unless `weights_only`."""
         normalization = self.loader.normalization
         state: dict[str, Any] = {
-            "arch": "VGG_Net",
-            "model": self.model.state_dict(),
+            "arch": self.config.arch,
+            "model": self.scored_model.state_dict(),
+            "pixels": self.last_pixels,
             "class_folders": self.dataset.class_names,
             "class_words": [record.words for record in self.dataset.manifest.classes],
             "mean": list(normalization.mean),
@@ -92,6 +133,9 @@ class Training:
         is_cuda = self.device.type == "cuda"
         return {
             **state,
+            "trained_model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "unscored": None if self.unscored is None else asdict(self.unscored),
             "optimizer": self.take_step.optimizer.state_dict(),
             "scaler": self.take_step.scaler.state_dict(),
             "loader": self.loader.state_dict(),
@@ -111,7 +155,11 @@ class Training:
         """
         try:
             self.loader.load_state_dict(checkpoint["loader"])
-            self.model.load_state_dict(checkpoint["model"])
+            self.model.load_state_dict(checkpoint["trained_model"])
+            if self.average is not None:
+                self.average.load_state_dict(checkpoint["average"])
+            unscored = checkpoint["unscored"]
+            self.unscored = None if unscored is None else EpochMetrics(**unscored)
             self.take_step.optimizer.load_state_dict(checkpoint["optimizer"])
             self.take_step.scaler.load_state_dict(checkpoint["scaler"])
             self.step = checkpoint["step"]
@@ -122,19 +170,31 @@ class Training:
             torch.set_rng_state(checkpoint["rng"].cpu())
             if self.device.type == "cuda" and checkpoint["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(checkpoint["cuda_rng"].cpu(), self.device)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"last.pt: of another network or recipe ({error}); start anew"
             ) from error
 
 
-def build_model(config: TrainConfig, num_classes: int) -> VGG_Net:
+def build_model(config: TrainConfig, num_classes: int) -> Network:
     """Return the network of a recipe, seeded."""
     torch.manual_seed(config.seed)
-    model = VGG_Net(num_classes, dropout=config.dropout)
+    model = build_network(config.arch, num_classes, config.dropout)
     if config.init == "he":
         initialize_he(model)
     return model
+
+
+def check_sizes(config: TrainConfig, dataset: PackedDataset) -> None:
+    """Refuse images that the network cannot take, as packed or reduced to `config.sizes`.
+
+    Raises:
+        ValueError: they are not of a size that it takes.
+    """
+    image = dataset.manifest.image
+    stored = min(image.height, image.width)
+    for pixels in {stored, *(min(pixels, stored) for pixels in config.sizes)}:
+        check_image_size(config.arch, *scaled_size(image.height, image.width, pixels))
 
 
 def open_training(
@@ -155,11 +215,10 @@ def open_training(
         ShardError: the run was started on another data set.
         ValueError: the images are not of a size that the network takes.
     """
-    image = dataset.manifest.image
-    check_image_size(image.height, image.width)
+    check_sizes(config, dataset)
     run = RunFolder(config.out)
     checkpoint = run.read_last(device) if config.resume else None
-    if rank == 0 and checkpoint is None:
+    if rank == 0 and not config.resume:
         run.check_new()
     amp = probe_amp(device) if config.amp == "auto" else config.amp
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
@@ -178,7 +237,11 @@ def open_training(
     network: nn.Module = LogitsOnly(model)
     if loader.world_size > 1:
         network = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
-    training = Training(config, dataset, loader, model, network, amp, device, compiled)
+    average = None
+    if config.ema_decay:  # running means of BatchNorm are copied, not averaged
+        lerp = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(model, multi_avg_fn=lerp)
+    training = Training(config, dataset, loader, model, network, amp, device, compiled, average)
     if checkpoint is not None:
         training.load_checkpoint(checkpoint)
     elif rank == 0:

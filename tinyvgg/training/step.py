@@ -7,13 +7,15 @@ B images, K classes. The learning rate is a function of the step number alone, s
 needs no scheduler state.
 """
 
+import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from tinyvgg.loading.batch import Batch
+from tinyvgg.loading.batch import Batch, resize_images
 from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.config import TrainConfig
 
@@ -34,6 +36,21 @@ def learning_rate_at(config: TrainConfig, step: int, num_steps: int) -> float:
     return config.learning_rate * (num_steps - step) / max(1, num_steps - num_warmup)
 
 
+def pixels_at(config: TrainConfig, epoch: int, stored: int) -> int:
+    """Return the shorter side of the images of an epoch, in pixels.
+
+    Args:
+        config: sizes and their shares of all epochs.
+        epoch: from 0.
+        stored: shorter side of the images as packed; no image is enlarged.
+    """
+    middle = (epoch + 0.5) / config.epochs
+    for pixels, end in zip(config.sizes, itertools.accumulate(config.size_shares), strict=True):
+        if middle < end:
+            return min(pixels, stored)
+    return stored
+
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe, fused; only weights decay, not biases."""
     if config.optimizer == "adam":
@@ -44,6 +61,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": biases, "weight_decay": 0.0},
     ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True
+        )
     # beta2 0.99: short runs have too few steps for the default 0.999 to settle
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
 
@@ -157,12 +178,23 @@ class TrainStep:
         )
         return loss, (logits.argmax(1) == labels).sum().float()
 
-    def __call__(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """Update the weights with one batch; return its loss and hits, on the device."""
+    def __call__(
+        self, batch: Batch, learning_rate: float, pixels: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Update the weights with one batch.
+
+        Args:
+            batch: a full one.
+            learning_rate: of this step.
+            pixels: shorter side that the images are reduced to; None leaves them as they are.
+
+        Returns:
+            Mean loss and number of hits, float32 scalars on the device.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, hits = self._compute(batch.images, batch.labels)
-        torch.autograd.backward(self.scaler.scale(loss))
+        images = batch.images if pixels is None else resize_images(batch.images, pixels)
+        loss, hits = self._accumulate(images, batch.labels)
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
@@ -170,3 +202,25 @@ class TrainStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, hits
+
+    def _accumulate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of all parts of a batch; ranks exchange them with the last one."""
+        num_parts = self.config.accumulate
+        if num_parts == 1:
+            loss, hits = self._compute(images, labels)
+            torch.autograd.backward(self.scaler.scale(loss))
+            return loss, hits
+        sums = torch.zeros(2, device=self.device)
+        parts = zip(images.chunk(num_parts), labels.chunk(num_parts), strict=True)
+        for number, (part_images, part_labels) in enumerate(parts, 1):
+            with self._without_exchange() if number < num_parts else contextlib.nullcontext():
+                loss, hits = self._compute(part_images, part_labels)
+                torch.autograd.backward(self.scaler.scale(loss / num_parts))
+            sums += torch.stack([loss.detach() / num_parts, hits])
+        return sums[0], sums[1]
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
+        """Keep gradients on this rank for the length of a `with` block."""
+        if isinstance(self.network, nn.parallel.DistributedDataParallel):
+            return self.network.no_sync()
+        return contextlib.nullcontext()

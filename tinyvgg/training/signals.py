@@ -1,0 +1,67 @@
+"""Signals: a request to stop, kept until the run stands between two steps.
+
+From: SIGTERM (a scheduler, torchrun), SIGUSR1 (a scheduler's early warning) and Ctrl-C.
+To:   `loop` and the evaluation, which ask after every step, and stop together on all ranks.
+
+A handler only notes the signal, so compilation and a running step come to their end first. Ctrl-C
+a second time ends at once.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed
+
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
+
+
+class StopRequested(Exception):  # noqa: N818 - nothing went wrong
+    """Raised where a request to stop is met inside a pass that is not finished."""
+
+
+class StopRequest:
+    """Whether any rank was asked to stop."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # a group of its own on the CPU: asking must not wait for the device
+        group: Any = torch.distributed.new_group(backend="gloo") if in_group else None
+        self._group = group  # never the number that stands for "not in the group": all ranks are
+
+    def note(self, signal_number: int, frame: FrameType | None = None) -> None:
+        """Keep a signal; the second Ctrl-C is not kept but raised."""
+        del frame
+        if self.signal_number == signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = signal_number
+
+    def is_made(self) -> bool:
+        """Return whether any rank was asked to stop; all ranks call this together."""
+        if self._group is not None:
+            number = torch.tensor(self.signal_number or 0)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, self._group)
+            self.signal_number = int(number) or None
+        return self.signal_number is not None
+
+    def check(self) -> None:
+        """Raise `StopRequested` if any rank was asked to stop."""
+        if self.is_made():
+            raise StopRequested
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Note signals instead of dying of them, for the length of a `with` block."""
+    request = StopRequest()
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, request.note) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
