@@ -63,19 +63,18 @@ class Run:
 
 
 def link_classes(folders: Path, out: Path, num_classes: int) -> None:
-    """Make a tree of the first class folders, by links, with their validation images."""
+    """Make a tree of the first class folders, train and val, by links."""
     names = sorted(folder.name for folder in (folders / "train").iterdir())[:num_classes]
-    (out / "train").mkdir(parents=True, exist_ok=True)
-    (out / "val").mkdir(exist_ok=True)
+    if out.exists():
+        return
+    (out / "train").mkdir(parents=True)
     for name in names:
-        link = out / "train" / name
-        if not link.exists():
-            link.symlink_to(folders / "train" / name)
-    if not (out / "val" / "images").exists():
-        (out / "val" / "images").symlink_to(folders / "val" / "images")
-    lines = (folders / "val" / "val_annotations.txt").read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.split("\t")[1] in names]
-    (out / "val" / "val_annotations.txt").write_text("".join(kept))
+        (out / "train" / name).symlink_to(folders / "train" / name)
+        (out / "val" / name).mkdir(parents=True)
+    for line in (folders / "val" / "val_annotations.txt").read_text().splitlines():
+        file_name, name = line.split("\t")[:2]
+        if name in names:
+            (out / "val" / name / file_name).symlink_to(folders / "val" / "images" / file_name)
 
 
 def call(*words: object) -> None:
