@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tinyvgg.dropout import Dropout
+from tinyvgg.pooling import can_pool, pool_relu
 
 STAGE_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
 
@@ -109,7 +110,7 @@ class VGG_Net(nn.Module):  # noqa: N801 - the published name
                 hidden = layers[-1](hidden)
             else:
                 hidden = _convolve_needed_part(layers, hidden)
-            hidden = dropout(functional.relu(max_pool(hidden), inplace=True))
+            hidden = dropout(max_pool_relu(hidden))
         return self._classify(hidden)
 
     def _classify(self, features: Tensor) -> Tensor:
@@ -140,6 +141,13 @@ def max_pool(images: Tensor) -> Tensor:
     (a, b), (c, d) = ([part[..., column:width:2] for column in range(2)] for part in rows)
     top, bottom = torch.where(a >= b, a, b), torch.where(c >= d, c, d)
     return torch.where(top >= bottom, top, bottom)
+
+
+def max_pool_relu(images: Tensor) -> Tensor:
+    """Return ReLU of the maximum of every 2 x 2 window, in one pass where there is one."""
+    if can_pool(images):
+        return pool_relu(images)
+    return functional.relu(max_pool(images), inplace=True)
 
 
 def _convolve_needed_part(layers: list[nn.Conv2d], images: Tensor) -> Tensor:
@@ -183,9 +191,8 @@ class VGG(nn.Module):
                 layers.append(nn.Conv2d(in_channels, channels, 3, padding=1, bias=has_bias))
                 if arch.batch_norm:
                     layers.append(nn.BatchNorm2d(channels))
-                if position == len(stage):
-                    layers.append(MaxPool())
-                layers.append(nn.ReLU(inplace=True))
+                is_last = position == len(stage)
+                layers.append(MaxPoolReLU() if is_last else nn.ReLU(inplace=True))
                 in_channels = channels
         self.conv = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
@@ -207,12 +214,12 @@ class VGG(nn.Module):
         return self(images)[0]  # type: ignore[no-any-return]
 
 
-class MaxPool(nn.Module):
-    """`max_pool` as a layer."""
+class MaxPoolReLU(nn.Module):
+    """`max_pool_relu` as a layer."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the maximum of every 2 x 2 window."""
-        return max_pool(images)
+        """Return ReLU of the maximum of every 2 x 2 window."""
+        return max_pool_relu(images)
 
 
 Network = VGG_Net | VGG

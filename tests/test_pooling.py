@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from tinyvgg.pooling import can_pool, pool_relu
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def tied_images(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return images of few values, channels-last, so that many windows hold equal ones."""
+    torch.manual_seed(sum(shape))
+    images = torch.randn(shape).mul(2).round().div(2)  # zeros of both signs among them
+    return images.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 2, 2), (5, 16, 6, 10), (2, 64, 12, 8)], ids=str)
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_outputs_and_gradients_equal_torchs_bit_by_bit(
+    dtype: torch.dtype, shape: tuple[int, ...], num_threads: int
+) -> None:
+    images = tied_images(shape, dtype)
+    ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
+    before = torch.get_num_threads()
+
+    torch.set_num_threads(num_threads)
+    try:
+        found = pool_relu(ours)
+        gradient = torch.randn_like(found)
+        found.backward(gradient)
+    finally:
+        torch.set_num_threads(before)
+    expected = functional.relu(functional.max_pool2d(theirs, 2))
+    expected.backward(gradient)
+
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert ours.grad is not None
+    assert ours.grad.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_a_gradient_in_another_layout_is_taken() -> None:
+    images = tied_images((2, 8, 4, 4), torch.float32).requires_grad_()
+    expected = images.detach().clone().requires_grad_()
+    gradient = torch.randn(2, 8, 2, 2)
+
+    pool_relu(images).backward(gradient)
+    functional.relu(functional.max_pool2d(expected, 2)).backward(gradient)
+
+    assert torch.equal(images.grad, expected.grad)
+
+
+def test_what_the_kernel_cannot_take_is_left_to_torch() -> None:
+    images = tied_images((2, 8, 4, 4), torch.float32)
+
+    assert can_pool(images)
+    assert not can_pool(images[:, :, :3].contiguous(memory_format=torch.channels_last))
+    assert not can_pool(images[..., :3].contiguous(memory_format=torch.channels_last))
+    assert not can_pool(images.contiguous())
+    assert not can_pool(images.double())
