@@ -27,12 +27,13 @@ from tinyvgg.loading.batch import Batch
 from tinyvgg.model import STAGE_CHANNELS, LogitsOnly, VGG_Net
 from tinyvgg.reporting.bench import Work
 from tinyvgg.training.amp import AMP_DTYPES, probe_amp
-from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.config import RECIPES, TrainConfig
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.state import build_model
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
 
 NUM_CLASSES = 100
+BATCH_NORM = "tinyvgg step, recipe fast-bn"
 CONVOLUTIONS = "ceiling: ten convolutions alone"
 PIXELS = 64
 # forward and backward at 64 x 64, without the gradient for the input: 2 per multiply-add
@@ -72,11 +73,12 @@ def reference(batch_size: int) -> Work:
     return lambda: take_step(images, labels)
 
 
-def tinyvgg_step(batch_size: int, amp: str, compiled: bool) -> Work:
-    """The step of recipe `fast`, optimizer and dropout included."""
+def tinyvgg_step(batch_size: int, amp: str, compiled: bool, recipe: str = "fast") -> Work:
+    """The step of a recipe, optimizer and dropout included."""
     device = torch.device("cpu")
-    config = TrainConfig(Path("packed"), Path("run"), batch_size=batch_size)
-    model = build_model(config, NUM_CLASSES)
+    fields = {**RECIPES[recipe], "batch_size": batch_size}
+    config = TrainConfig(Path("packed"), Path("run"), **fields)
+    model = build_model(config, NUM_CLASSES).train()
     take_step = TrainStep(
         LogitsOnly(model), build_optimizer(model, config), config, amp, device, compiled
     )
@@ -138,16 +140,19 @@ def main() -> None:
     arms = [
         Arm("tinyvgg step, recipe fast", "benchmarks.train_step:tinyvgg_step", step,
             environment=TRAIN_ENVIRONMENT, ceiling=CONVOLUTIONS, **steady),
+        Arm(BATCH_NORM, "benchmarks.train_step:tinyvgg_step", {**step, "recipe": "fast-bn"},
+            environment=TRAIN_ENVIRONMENT, **steady),
         Arm("reference step, batch 50", "benchmarks.train_step:reference",
             {"batch_size": 50}, ceiling=CONVOLUTIONS, **steady),
         Arm(CONVOLUTIONS, "benchmarks.train_step:convolutions",
             {"batch_size": fast.batch_size, "amp": amp}, environment=TRAIN_ENVIRONMENT, **steady),
     ]  # fmt: skip
     measured = measure(arms, num_repeats=options.repeats)
-    ours, reference_arm, ceiling = (measured[arm.name] for arm in arms)
+    ours, batch_norm, reference_arm, ceiling = (measured[arm.name] for arm in arms)
     bars = [
         make_bar(ours, reference_arm, "step over the reference step", 3.0),
         make_bar(ours, ceiling, "step over its ten convolutions alone", 0.8),
+        make_bar(batch_norm, ours, "step of recipe fast-bn over that of fast", 0.8),
     ]
     print_table(measured, bars)
     claim = f"training step on a CPU, 64 x 64, autocast {amp}, {NUM_CLASSES} classes"

@@ -1,14 +1,22 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+import torchvision.transforms.v2
 from torch import nn
 
-from tinyvgg.loading.batch import Batch
+from tinyvgg.loading.batch import Batch, resize_images
 from tinyvgg.model import LogitsOnly, VGG_Net
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.state import build_model
-from tinyvgg.training.step import Meter, TrainStep, build_optimizer, learning_rate_at
+from tinyvgg.training.step import (
+    Meter,
+    TrainStep,
+    build_optimizer,
+    learning_rate_at,
+    pixels_at,
+)
 
 CPU = torch.device("cpu")
 
@@ -41,6 +49,15 @@ def test_learning_rate_of_the_reference_is_constant(
     config = make_config(learning_rate=1e-4, warmup=0.0, decay="none")
 
     assert {learning_rate_at(config, step, 100) for step in range(100)} == {1e-4}
+
+
+def test_images_grow_at_the_shares_of_all_epochs_and_never_beyond_what_is_stored(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    config = make_config(epochs=10, sizes=(32, 48), size_shares=(0.4, 0.3))
+
+    assert [pixels_at(config, epoch, 64) for epoch in range(10)] == [32] * 4 + [48] * 3 + [64] * 3
+    assert {pixels_at(config, epoch, 40) for epoch in range(4, 10)} == {40}
 
 
 def test_adamw_decays_weights_and_not_biases(make_config: Callable[..., TrainConfig]) -> None:
@@ -144,3 +161,68 @@ def test_capture_changes_neither_weights_nor_optimizer_nor_generator(
     assert all(parameter.grad is None for parameter in model.parameters())
     after = [state["exp_avg"] for state in step.optimizer.state.values()]
     assert all(torch.equal(one, other) for one, other in zip(moments, after, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_batch_in_parts_has_the_loss_hits_and_update_of_a_whole_one(
+    make_config: Callable[..., TrainConfig], optimizer: str
+) -> None:
+    fields = {"optimizer": optimizer, "dropout": 0.0}
+    batch = random_batch(8, num_classes=10)
+    results = []
+    for parts in (1, 4):
+        config = make_config(accumulate=parts, **fields)
+        model = build_model(config, 10).double()
+        doubled = replace(batch, images=batch.images.double())
+        step = TrainStep(
+            LogitsOnly(model), build_optimizer(model, config), config, "off", CPU, False
+        )
+        loss, hits = step(doubled, 1e-3)
+        results.append(
+            (loss.item(), hits.item(), nn.utils.parameters_to_vector(model.parameters()))
+        )
+
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert results[0][1] == results[1][1]
+    assert relative_error(results[1][2], results[0][2]) < 1e-6
+
+
+def test_sgd_follows_a_plain_nesterov_loop(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(optimizer="sgd", weight_decay=5e-4, dropout=0.0, clip_norm=0.0)
+    model, plain = build_model(config, 10), build_model(config, 10)
+    step = TrainStep(LogitsOnly(model), build_optimizer(model, config), config, "off", CPU, False)
+    momenta = [torch.zeros_like(parameter) for parameter in plain.parameters()]
+    batch = random_batch(4, num_classes=10)
+
+    for _ in range(3):
+        step(batch, 0.01)
+        plain.zero_grad()
+        loss = nn.functional.cross_entropy(
+            plain.compute_logits(batch.images), batch.labels, label_smoothing=0.1
+        )
+        loss.backward()
+        with torch.no_grad():
+            for parameter, momentum in zip(plain.parameters(), momenta, strict=True):
+                decay = 5e-4 if parameter.dim() >= 2 else 0.0
+                gradient = parameter.grad + decay * parameter
+                momentum.mul_(0.9).add_(gradient)
+                parameter.sub_(0.01 * (gradient + 0.9 * momentum))
+
+    found, expected = (
+        nn.utils.parameters_to_vector(network.parameters()) for network in (model, plain)
+    )
+    assert relative_error(found, expected) < 1e-6
+
+
+def test_images_are_reduced_as_torchvision_does(make_config: Callable[..., TrainConfig]) -> None:
+    images = random_batch(3, pixels=64).images
+
+    resized = resize_images(images, 48)
+
+    expected = torchvision.transforms.v2.functional.resize(images, [48, 48], antialias=True)
+    assert torch.allclose(resized, expected, atol=1e-6)
+    assert resized.is_contiguous(memory_format=torch.channels_last)
+    assert resize_images(images, 64) is images
+    half = resize_images(images.bfloat16(), 48)
+    assert half.dtype == torch.bfloat16
+    assert relative_error(half.float(), expected) < 1e-2

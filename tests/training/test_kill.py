@@ -1,0 +1,80 @@
+"""Real processes, killed for real: `tinyvgg train` at random moments, resumed until it is done."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyvgg.shards.store import PackedDataset
+
+# a server that has imported the command once: a process is there in a tenth of a second
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["tinyvgg.cli", "tinyvgg.training.state", "tinyvgg.inference.evaluate"]
+)
+
+
+def type_command(words: Sequence[str], log: Path) -> None:
+    """Run `tinyvgg` in this process, its output in a file, and exit with its status."""
+    from tinyvgg.cli import main
+
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    raise SystemExit(main(words))
+
+
+def start(words: Sequence[str], log: Path) -> multiprocessing.Process:
+    """Start a process that types a command."""
+    process = SERVER.Process(target=type_command, args=(words, log))
+    process.start()
+    return process
+
+
+def read_run(out: Path) -> tuple[dict[str, torch.Tensor], list[tuple[float, ...]]]:
+    """Return the last weights of a run, and losses and accuracies of its epochs."""
+    weights = torch.load(out / "last.pt", weights_only=True)["trained_model"]
+    fields = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1")
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return weights, [tuple(json.loads(line)[field] for field in fields) for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "num_kills"), [("SIGKILL", 20), ("SIGTERM", 5)])
+def test_a_run_stopped_at_random_ends_with_the_weights_of_one_that_was_not(
+    color_dataset: PackedDataset, tmp_path: Path, name: str, num_kills: int
+) -> None:
+    words = ["train", str(color_dataset.folder), "--device", "cpu", "--amp", "off"]
+    words += ["--epochs", "12", "--batch-size", "8", "--optimizer", "sgd", "--log-every", "2"]
+    words += ["--checkpoint-minutes", "0.005"]
+    log = tmp_path / "log.txt"
+    whole = start([*words, "--out", str(tmp_path / "whole")], log)
+    whole.join()
+    assert whole.exitcode == 0, log.read_text()
+    generator = random.Random(0)
+    out = tmp_path / "run"
+    num_killed = 0
+
+    while True:
+        resume = ["--resume"] if (out / "config.json").exists() else []
+        process = start([*words, "--out", str(out), *resume], log)
+        if num_killed < num_kills:
+            process.join(generator.uniform(0.3, 2.0))
+            if process.is_alive():
+                os.kill(process.pid, getattr(signal, name))
+                num_killed += 1
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode in (-getattr(signal, name), 128 + signal.SIGTERM), log.read_text()
+
+    assert num_killed == num_kills
+    (found, found_epochs), (expected, expected_epochs) = read_run(out), read_run(tmp_path / "whole")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert found_epochs == expected_epochs
