@@ -15,6 +15,7 @@ size (`tinyvgg.training.summary`), until the end of the first epoch at or above 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -65,8 +66,10 @@ class Run:
 def link_classes(folders: Path, out: Path, num_classes: int) -> None:
     """Make a tree of the first class folders, train and val, by links."""
     names = sorted(folder.name for folder in (folders / "train").iterdir())[:num_classes]
-    if out.exists():
+    whole, out = out, out.with_name(f"{out.name}.partial")
+    if whole.exists():
         return
+    shutil.rmtree(out, ignore_errors=True)
     (out / "train").mkdir(parents=True)
     for name in names:
         (out / "train" / name).symlink_to(folders / "train" / name)
@@ -75,6 +78,7 @@ def link_classes(folders: Path, out: Path, num_classes: int) -> None:
         file_name, name = line.split("\t")[:2]
         if name in names:
             (out / "val" / name / file_name).symlink_to(folders / "val" / "images" / file_name)
+    out.rename(whole)
 
 
 def call(*words: object) -> None:

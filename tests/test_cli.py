@@ -2,13 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinyvgg.cli import COMMANDS, find_flag, main
+from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.summary import train_flop
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -97,6 +101,55 @@ def test_train_resumes_with_the_settings_of_the_run(quick_start: Path, tmp_path:
     document = json.loads(resumed.stdout.splitlines()[-1])
     assert document["step"] == 4
     assert [metrics["epoch"] for metrics in document["history"]] == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_trace_of_the_steps_and_a_target(quick_start: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    done = type_command(
+        "train", quick_start / "packed", "--out", run, "--amp", "off", "--batch-size", "8",
+        "--epochs", "3", "--profile", "2", "--tensorboard", "--target-top1", "0",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "aten::convolution_backward" in done.stdout
+    events = json.loads((run / "trace.json").read_text())["traceEvents"]
+    names = {event.get("name") for event in events}
+    assert "aten::convolution_backward" in names
+    assert "stopped at step 10; --resume goes on" in done.stdout  # after the first of 3 epochs
+    assert len(list((run / "tensorboard").iterdir())) == 1
+
+
+def test_summary_prints_layers_and_operations_and_makes_no_run(
+    packed: PackedDataset, tmp_path: Path
+) -> None:
+    done = type_command(
+        "train", packed.folder, "--out", tmp_path / "run", "--arch", "vgg16_bn", "--summary"
+    )
+
+    assert done.returncode == 0, done.stderr
+    flop = train_flop("vgg16_bn", 3, 64, 64)
+    assert f"{flop / 1e9:.3f} GFLOP to train on an image of 64x64" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_during_a_command_ends_with_its_status_and_a_checkpoint(
+    quick_start: Path, tmp_path: Path
+) -> None:
+    words = ["train", str(quick_start / "packed"), "--out", str(tmp_path / "run"), "--amp", "off"]
+    command = [sys.executable, "-m", "tinyvgg.cli", *words, "--batch-size", "8", "--log-every", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()  # of the first step
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=120)
+
+    assert first.startswith("[1,     1] loss")
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "--resume goes on" in rest
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] >= 1
 
 
 @pytest.mark.slow

@@ -109,14 +109,16 @@ def test_channels_last_forward_equals_contiguous_float32(dtype: torch.dtype, bou
     assert relative_error(found.float(), expected) < bound
 
 
-@pytest.mark.parametrize("pixels", [48, 63, 64, 80, 95])
+@pytest.mark.parametrize(
+    ("height", "width"), [(48, 48), (63, 63), (64, 64), (80, 80), (95, 95), (64, 80), (80, 48)]
+)
 def test_logits_without_features_equal_the_reference_forward_and_its_gradients(
-    pixels: int,
+    height: int, width: int
 ) -> None:
-    torch.manual_seed(pixels)
+    torch.manual_seed(height)
     model = VGG_Net(10, dropout=0.0).double()
     initialize_he(model)
-    images = torch.randn(2, 3, pixels, pixels, dtype=torch.float64)
+    images = torch.randn(2, 3, height, width, dtype=torch.float64)
     images = images.contiguous(memory_format=torch.channels_last)
     results = []
     for compute in (lambda: model(images)[0], lambda: model.compute_logits(images)):

@@ -10,6 +10,7 @@ sees torch.
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -153,13 +154,14 @@ def run_train(argv: Sequence[str]) -> int:
 def train_run(training: "Training", stop: "StopRequest", *, is_main: bool) -> int:
     """Train a run to its end, target, limit or signal; say where it stands."""
     train_epochs(training, stop, is_main=is_main)
-    if is_main and training.step < training.num_steps:
+    is_finished = training.step >= training.num_steps and training.unscored is None
+    if is_main and not is_finished:
         print(f"{training.config.out}: stopped at step {training.step:,}; --resume goes on")
     if is_main and training.config.json:
         history = [asdict(metrics) for metrics in training.history]
         run = str(training.config.out)
         print_json({"run": run, "step": training.step, "history": history})
-    return 0 if stop.signal_number is None else 128 + stop.signal_number
+    return 0 if stop.agreed is None else 128 + stop.agreed
 
 
 def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) -> None:
@@ -172,6 +174,9 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
     from tinyvgg.training.signals import StopRequested
 
     config, dataset, device = training.config, training.dataset, training.device
+    target = math.inf if config.target_top1 is None else config.target_top1
+    if training.unscored is None and training.best_top1 >= target:
+        return  # reached before it was resumed
     run = RunFolder(config.out) if is_main else None
     val_loader = open_loader(
         dataset,
@@ -210,7 +215,7 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
             training.unscored = None
             if run is not None:
                 record_epoch(training, run, scored)
-            if config.target_top1 is not None and evaluation.top1 >= config.target_top1:
+            if evaluation.top1 >= target:
                 return
 
 

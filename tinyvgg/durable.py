@@ -17,7 +17,8 @@ def replace_file(
         keep_as: name for what was there; killed in between, only that name is there.
 
     Raises:
-        OSError: the disk is full or cannot be written; the old file is untouched.
+        OSError: the disk is full or cannot be written; the old file is untouched, under its
+            name or under `keep_as`.
     """
     partial = path.with_name(path.name + ".partial")
     try:

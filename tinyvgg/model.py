@@ -162,7 +162,10 @@ def _convolve_needed_part(layers: list[nn.Conv2d], images: Tensor) -> Tensor:
         if (height, width) == tuple(images.shape[2:]):
             images = layer(images)
         else:
-            part = functional.pad(images[:, :, : height + 1, : width + 1], (1, 0, 1, 0))
+            # a side that is not cut keeps its padding
+            right, bottom = width == images.shape[3], height == images.shape[2]
+            part = images[:, :, : height + 1, : width + 1]
+            part = functional.pad(part, (1, int(right), 1, int(bottom)))
             images = functional.conv2d(part, layer.weight, layer.bias)
         if position + 1 < len(layers):
             images = functional.relu(images, inplace=True)

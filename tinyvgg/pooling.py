@@ -9,7 +9,7 @@ output, which of the four values it was, and the backward pass writes every valu
 
 Bits of a positive float, read as a signed integer, are in the order of the floats; those of a
 negative one are negative. So `max(0, ...)` of integers is ReLU and max-pool at once, in bfloat16
-and float32 alike. A NaN with its sign set counts as negative: the loss shows it, further on.
+and float32 alike. A NaN with its sign set counts as negative; training looks at its weights, too.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -8,6 +8,7 @@ tensors, numbers, strings, lists and dictionaries; parameter names are those of 
 network, whether it was compiled or distributed.
 """
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any], keep_as: Path | Non
         checkpoint: tensors, numbers, strings, lists and dictionaries.
         keep_as: name for the checkpoint that is there already.
     """
-    replace_file(path, lambda file: torch.save({"format": FORMAT, **checkpoint}, file), keep_as)
+    whole = io.BytesIO()  # torch.save into a file hides a full disk behind a RuntimeError
+    torch.save({"format": FORMAT, **checkpoint}, whole)
+    replace_file(path, lambda file: file.write(whole.getbuffer()), keep_as)
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -72,3 +72,12 @@ def joined_world(device: torch.device) -> Iterator[int]:
     finally:
         gc.collect()  # a DistributedDataParallel in a reference cycle holds the group
         torch.distributed.destroy_process_group()
+
+
+def agree_on(choice: str) -> str:
+    """Return the first rank's choice, on all ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return choice
+    choices = [choice]
+    torch.distributed.broadcast_object_list(choices, src=0)
+    return choices[0]

@@ -5,8 +5,8 @@ To:   the wiring, which evaluates after each epoch and hands the figures back; a
 
 The loop does not know how to evaluate: `train` yields after each epoch, so the whole product
 stays one visible loop in `cli.py`. Loss and hits stay on the device; they are read every
-`log_every` steps and at the end of an epoch, and must be finite there: what has diverged is never
-written over a checkpoint.
+`log_every` steps and at the end of an epoch, where they are added up over all ranks. There loss and
+weights must be finite, and only there is a checkpoint written: none holds a run that has diverged.
 """
 
 import math
@@ -79,8 +79,9 @@ def train(
         if metrics is None:
             break
         training.unscored = metrics
+        training.share_buffers()
         yield metrics
-    if run is not None and (training.epoch_meter.num_images or stop.signal_number is not None):
+    if run is not None and (training.epoch_meter.num_images or stop.agreed is not None):
         run.write_last(training.checkpoint())
 
 
@@ -126,8 +127,7 @@ def _train_epoch(
         clock.count()
         loss_read = top1_read = None
         if training.step % config.log_every == 0:
-            loss_read, top1_read = _read_finite(window, training)
-            _move_meter(window, training.epoch_meter)
+            loss_read, top1_read = _close_window(window, training)
         step_in_epoch = (training.step - 1) % len(loader) + 1
         observe(
             StepReport(
@@ -142,17 +142,18 @@ def _train_epoch(
         )
         if stop.is_made():
             break
-        if run is not None and time.monotonic() - saved_at > 60 * config.checkpoint_minutes:
-            _read_finite(window, training)
-            _move_meter(window, training.epoch_meter)
+        is_due = time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
+        # where the window was closed on all ranks; the end of an epoch is `finish_epoch`'s
+        if run is not None and is_due and loss_read is not None and loader.state.epoch == epoch:
+            training.elapsed_sec += clock.lap_sec()
             run.write_last(training.checkpoint())
             saved_at = time.monotonic()
-    _read_finite(window, training)
-    _move_meter(window, training.epoch_meter)
-    training.elapsed_sec += clock.elapsed_sec()
+    if window.num_images:
+        _close_window(window, training)
+    training.elapsed_sec += clock.lap_sec()
     if loader.state.epoch == epoch:
         return None
-    train_loss, train_top1 = _read_over_ranks(training.epoch_meter)
+    train_loss, train_top1 = training.epoch_meter.read()
     training.epoch_meter = Meter.on(training.device)
     return EpochMetrics(
         epoch=epoch,
@@ -171,34 +172,27 @@ def _train_epoch(
     )
 
 
-def _read_finite(window: Meter, training: Training) -> tuple[float, float]:
-    """Return mean loss and top-1 of a window.
+def _close_window(window: Meter, training: Training) -> tuple[float, float]:
+    """Add a window up over all ranks, move it into the epoch's meter, return loss and top-1.
 
     Raises:
-        DivergedError: the loss is infinite or NaN.
+        DivergedError: the loss or a weight is infinite or NaN; on all ranks alike.
     """
+    if training.loader.world_size > 1:
+        torch.distributed.all_reduce(window.sums)
+        window.num_images *= training.loader.world_size
     loss, top1 = window.read()
-    if not math.isfinite(loss):
+    found = f"loss {loss}" if not math.isfinite(loss) else "a weight that is infinite or NaN"
+    if not (math.isfinite(loss) and training.has_finite_weights()):
         raise DivergedError(
-            f"step {training.step:,}: the loss is {loss}, the run has diverged; start anew with a "
-            "lower --learning-rate (the checkpoint before it is kept)"
+            f"step {training.step:,}: {found}, the run has diverged; start anew with a lower "
+            "--learning-rate (the checkpoint before it is kept)"
         )
+    training.epoch_meter.sums += window.sums
+    training.epoch_meter.num_images += window.num_images
+    window.sums.zero_()
+    window.num_images = 0
     return loss, top1
-
-
-def _move_meter(source: Meter, target: Meter) -> None:
-    target.sums += source.sums
-    target.num_images += source.num_images
-    source.sums.zero_()
-    source.num_images = 0
-
-
-def _read_over_ranks(meter: Meter) -> tuple[float, float]:
-    """Return mean loss and top-1 over all ranks, which took the same number of images each."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(meter.sums)
-        meter.sums /= torch.distributed.get_world_size()
-    return meter.read()
 
 
 class _Clock:
@@ -206,7 +200,7 @@ class _Clock:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.started = time.perf_counter()
+        self.started = self.lapped = time.perf_counter()
         self.wait_sec = 0.0
         self.num_steps = 0
 
@@ -218,6 +212,11 @@ class _Clock:
 
     def elapsed_sec(self) -> float:
         return time.perf_counter() - self.started
+
+    def lap_sec(self) -> float:
+        """Return the seconds since this was asked last."""
+        before, self.lapped = self.lapped, time.perf_counter()
+        return self.lapped - before
 
     def images_per_sec(self) -> float:
         return self.num_steps * self.batch_size / self.elapsed_sec()

@@ -89,7 +89,7 @@ class RunFolder:
         Raises:
             CheckpointError: it holds a run already.
         """
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(file.suffix != ".partial" for file in self.path.iterdir()):
             raise CheckpointError(
                 f"{self.path}: exists already; pass --resume to go on with it, or another --out"
             )
@@ -125,26 +125,27 @@ class RunFolder:
         """Replace best.pt."""
         write_checkpoint(self.best, checkpoint)
 
-    def read_last(self, device: torch.device) -> dict[str, Any] | None:
+    def read_last(self, device: torch.device) -> tuple[dict[str, Any] | None, bool]:
         """Read last.pt, or the one before it if that is missing or damaged, with a warning.
 
         Returns:
-            The checkpoint; None if the run ended before it wrote one, so it begins anew.
+            The checkpoint, None if the run ended before it wrote one, so it begins anew; and
+            whether it was previous.pt.
 
         Raises:
             CheckpointError: there are checkpoints, and none can be read.
         """
         if not self.last.exists() and not self.previous.exists():
             logger.warning("%s: no checkpoint yet; the run begins anew", self.path)
-            return None
+            return None, False
         try:
-            return read_checkpoint(self.last, device)
+            return read_checkpoint(self.last, device), False
         except CheckpointError as error:
             if not self.previous.exists():
                 raise
             checkpoint = read_checkpoint(self.previous, device)
             logger.warning("%s; going on from previous.pt, step %s", error, checkpoint.get("step"))
-            return checkpoint
+            return checkpoint, True
 
 
 def read_run_config(folder: Path) -> TrainConfig:

@@ -24,10 +24,16 @@ class StopRequested(Exception):  # noqa: N818 - nothing went wrong
 
 
 class StopRequest:
-    """Whether any rank was asked to stop."""
+    """Whether any rank was asked to stop.
+
+    Attributes:
+        noted: number of the signal this process was sent, or None.
+        agreed: number that all ranks agreed on when they last asked, or None.
+    """
 
     def __init__(self) -> None:
-        self.signal_number: int | None = None
+        self.noted: int | None = None
+        self.agreed: int | None = None
         in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
         # a group of its own on the CPU: asking must not wait for the device
         group: Any = torch.distributed.new_group(backend="gloo") if in_group else None
@@ -36,17 +42,18 @@ class StopRequest:
     def note(self, signal_number: int, frame: FrameType | None = None) -> None:
         """Keep a signal; the second Ctrl-C is not kept but raised."""
         del frame
-        if self.signal_number == signal_number == signal.SIGINT:
+        if self.noted == signal_number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_number = signal_number
+        self.noted = signal_number
 
     def is_made(self) -> bool:
         """Return whether any rank was asked to stop; all ranks call this together."""
+        self.agreed = self.noted
         if self._group is not None:
-            number = torch.tensor(self.signal_number or 0)
+            number = torch.tensor(self.noted or 0)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, self._group)
-            self.signal_number = int(number) or None
-        return self.signal_number is not None
+            self.agreed = int(number) or None
+        return self.agreed is not None
 
     def check(self) -> None:
         """Raise `StopRequested` if any rank was asked to stop."""

@@ -19,9 +19,13 @@ from tinyvgg.model import LogitsOnly, Network, build_network, check_image_size, 
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, probe_amp
 from tinyvgg.training.config import REFERENCE_MEAN, REFERENCE_STD, TrainConfig
-from tinyvgg.training.run import EpochMetrics, RunFolder
+from tinyvgg.training.devices import agree_on
+from tinyvgg.training.run import EpochMetrics, RunFolder, read_run_config
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer, pixels_at
 from tinyvgg.training.summary import train_flop
+
+# steps, order, weights and optimizer state of a run depend on them from its first step on
+FIXED_FIELDS = ("arch", "batch_size", "optimizer", "seed", "augment", "statistics")
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Build optimizer and step."""
-        optimizer = build_optimizer(self.network, self.config)
+        optimizer = build_optimizer(self.network, self.config, self.amp)
         self.take_step = TrainStep(
             self.network, optimizer, self.config, self.amp, self.device, self.compiled
         )
@@ -86,6 +90,19 @@ class Training:
             size = scaled_size(image.height, image.width, self.pixels_of(number))
             flop += train_flop(self.config.arch, num_classes, *size)
         return flop * len(self.loader) * self.loader.batch_size / 1e15
+
+    def has_finite_weights(self) -> bool:
+        """Return whether no weight is infinite or NaN; waits for the device."""
+        norms = torch._foreach_norm(list(self.model.parameters()))
+        return bool(torch.stack(norms).isfinite().all())
+
+    def share_buffers(self) -> None:
+        """Give all ranks the first one's running statistics, so that all score one network."""
+        if self.loader.world_size == 1:
+            return
+        models = {self.model, self.scored_model}
+        for buffer in (buffer for model in models for buffer in model.buffers()):
+            torch.distributed.broadcast(buffer, 0)
 
     def update_average(self) -> None:
         """Move the averaged weights a little towards the present ones, if there is an average."""
@@ -160,7 +177,10 @@ class Training:
                 self.average.load_state_dict(checkpoint["average"])
             unscored = checkpoint["unscored"]
             self.unscored = None if unscored is None else EpochMetrics(**unscored)
-            self.take_step.optimizer.load_state_dict(checkpoint["optimizer"])
+            optimizer = self.take_step.optimizer
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            if self.config.optimizer != "adam":
+                optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay
             self.take_step.scaler.load_state_dict(checkpoint["scaler"])
             self.step = checkpoint["step"]
             self.best_top1 = checkpoint["best_top1"]
@@ -183,6 +203,21 @@ def build_model(config: TrainConfig, num_classes: int) -> Network:
     if config.init == "he":
         initialize_he(model)
     return model
+
+
+def check_unchanged(config: TrainConfig, stored: TrainConfig) -> None:
+    """Refuse to go on with a run under settings that it cannot change.
+
+    Raises:
+        ValueError: one of `FIXED_FIELDS` is another than the run was started with.
+    """
+    for name in FIXED_FIELDS:
+        found, needed = getattr(config, name), getattr(stored, name)
+        if found != needed:
+            raise ValueError(
+                f"{name} must stay {needed!r} within a run, got {found!r}; leave it out, or start "
+                "anew with another --out"
+            )
 
 
 def check_sizes(config: TrainConfig, dataset: PackedDataset) -> None:
@@ -217,10 +252,13 @@ def open_training(
     """
     check_sizes(config, dataset)
     run = RunFolder(config.out)
-    checkpoint = run.read_last(device) if config.resume else None
-    if rank == 0 and not config.resume:
+    checkpoint, was_previous = None, False
+    if config.resume:
+        check_unchanged(config, read_run_config(config.out))
+        checkpoint, was_previous = run.read_last(device)
+    else:
         run.check_new()
-    amp = probe_amp(device) if config.amp == "auto" else config.amp
+    amp = agree_on(probe_amp(device)) if config.amp == "auto" else config.amp
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
     is_reference = config.statistics == "reference"
     loader_config = LoaderConfig(
@@ -233,6 +271,11 @@ def open_training(
     )
     dtype = AMP_DTYPES[amp]
     loader = open_loader(dataset, "train", loader_config, device=device, dtype=dtype)
+    if config.batch_size % (loader.world_size * config.accumulate):
+        raise ValueError(
+            f"batch_size must be divisible by {loader.world_size} ranks times accumulate "
+            f"{config.accumulate}, got {config.batch_size}"
+        )
     model = build_model(config, len(dataset.class_names)).to(device)
     network: nn.Module = LogitsOnly(model)
     if loader.world_size > 1:
@@ -244,7 +287,9 @@ def open_training(
     training = Training(config, dataset, loader, model, network, amp, device, compiled, average)
     if checkpoint is not None:
         training.load_checkpoint(checkpoint)
-    elif rank == 0:
+    if rank == 0:
+        if was_previous:  # all ranks have read it: they met in DistributedDataParallel
+            run.previous.replace(run.last)
         run.write_config(
             config,
             {
@@ -257,4 +302,6 @@ def open_training(
                 "manifest_sha256": dataset.manifest_sha256,
             },
         )
+        if training.history:  # it may have been killed between last.pt and metrics.jsonl
+            run.write_metrics(training.history)
     return training

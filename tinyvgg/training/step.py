@@ -51,8 +51,17 @@ def pixels_at(config: TrainConfig, epoch: int, stored: int) -> int:
     return stored
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe, fused; only weights decay, not biases."""
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, amp: str = "off"
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe, fused; only weights decay, not biases.
+
+    Args:
+        model: whose parameters it updates.
+        config: the recipe.
+        amp: resolved. Under fp16 sgd is not fused: fused, it keeps uninitialized momentum when
+            the scaler has it skip the first step (torch 2.14).
+    """
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     weights = [p for p in model.parameters() if p.dim() >= 2]
@@ -63,7 +72,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True
+            groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=amp != "fp16"
         )
     # beta2 0.99: short runs have too few steps for the default 0.999 to settle
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
@@ -153,11 +162,15 @@ class TrainStep:
             labels: int64 [B].
         """
         devices = [self.device] if self.device.type == "cuda" else []
+        buffers = list(self.network.buffers())  # BatchNorm's running statistics
+        kept = [buffer.clone() for buffer in buffers]
         with torch.random.fork_rng(devices=devices):
             for _ in range(3):  # warm up, record, replay
                 loss, _ = self._compute(images, labels)
                 torch.autograd.backward(loss)
                 self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
 
     def _compute(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.has_graphs:  # the last step's outputs may be overwritten from here on

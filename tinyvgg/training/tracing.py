@@ -43,3 +43,5 @@ def traced_steps(
     steps = schedule(wait=SKIPPED_STEPS - 1, warmup=1, active=num_steps, repeat=1)
     with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:
         yield profiler.step
+    if profiler.step_num < SKIPPED_STEPS + num_steps:
+        show(f"profile: {profiler.step_num} steps taken, {SKIPPED_STEPS + num_steps} needed")
