@@ -35,9 +35,14 @@ REFERENCES = {
     "reference": ["--recipe", "seed", "--amp", "auto"],
     "reference, He initialization": ["--recipe", "seed", "--init", "he", "--amp", "auto"],
 }
+# 10,000 images are few steps: small batches, and the learning rate in proportion
+SHORT = ["--batch-size", "32", "--learning-rate", "0.02"]
 RECIPES = {
     "fast": (["--recipe", "fast", "--epochs", "7"], 4),
-    "fast-bn": (["--recipe", "fast-bn", "--epochs", "5"], 25),
+    "fast-bn": (
+        ["--recipe", "fast-bn", *SHORT, "--epochs", "5", "--sizes", "32", "--size-shares", "1.0"],
+        25,
+    ),
 }
 WHOLE = ["--recipe", "fast-bn"]
 
