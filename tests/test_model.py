@@ -153,7 +153,9 @@ def test_the_compiled_max_pool_equals_torchs_gradient_included(
 @pytest.mark.parametrize("arch", [name for name in ARCHS if not name.startswith("vgg_net")])
 def test_configurations_compute_what_torchvisions_do(arch: str) -> None:
     torch.manual_seed(0)
-    theirs = getattr(torchvision.models, arch)().features.eval()
+    letter = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}[arch.removesuffix("_bn")]
+    layers = torchvision.models.vgg.cfgs[letter]  # without its classifier of 120 million weights
+    theirs = torchvision.models.vgg.make_layers(layers, batch_norm=arch.endswith("_bn")).eval()
     ours = build_network(arch, 10).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():  # BatchNorm that does more than nothing
