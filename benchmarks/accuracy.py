@@ -104,12 +104,9 @@ def train(
 ) -> Run:
     """Train, or go on, or read what has been trained; up to the target if there is one."""
     out = runs / f"{arm.replace(', ', '-').replace(' ', '_')}-{seed}"
-    if (out / "config.json").exists():
-        settings = ["--resume"]
-        is_finished = is_done(out, target)
-    else:
-        settings, is_finished = [*flags, "--seed", str(seed)], False
-    if not is_finished:
+    is_started = (out / "config.json").exists()
+    if not (is_started and is_done(out, target)):
+        settings = ["--resume"] if is_started else [*flags, "--seed", str(seed)]
         limit = [] if target is None else ["--target-top1", target]
         call("train", packed, "--out", out, *settings, *limit)
     return Run(arm, seed, read_history(out))

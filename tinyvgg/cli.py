@@ -212,7 +212,6 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
                 val_top1=evaluation.top1,
                 val_top5=evaluation.top5,
             )
-            training.unscored = None
             if run is not None:
                 record_epoch(training, run, scored)
             if evaluation.top1 >= target:

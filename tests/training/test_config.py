@@ -1,9 +1,10 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tinyvgg.model import ARCHS, check_image_size
-from tinyvgg.training.config import RECIPES, TrainConfig
+from tinyvgg.training.config import RECIPES, ArchName, TrainConfig
 
 
 def config_of(recipe: str, **fields: object) -> TrainConfig:
@@ -28,6 +29,10 @@ def test_every_recipe_can_be_trained_and_names_itself(recipe: str) -> None:
     assert config.arch in ARCHS
     for pixels in config.sizes:
         check_image_size(config.arch, pixels, pixels)
+
+
+def test_every_network_has_its_flag() -> None:
+    assert set(get_args(ArchName)) == set(ARCHS)
 
 
 def test_cuda_graphs_are_not_combined_with_parts() -> None:

@@ -257,12 +257,17 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoint(
     assert torch.load(config.out / "last.pt", weights_only=True)["step"] == 2
 
 
+def pack_noise(pack_arrays: Callable[..., PackedDataset], pixels: int) -> PackedDataset:
+    """Return 8 train and 8 val images of noise, 2 classes."""
+    images = np.random.default_rng(0).integers(0, 256, (8, pixels, pixels, 3)).astype(np.uint8)
+    labels = np.arange(8) % 2
+    return pack_arrays("noise", images, labels, images, labels)
+
+
 def test_images_grow_over_the_epochs_and_operations_are_counted_at_their_size(
     make_config: Callable[..., TrainConfig], pack_arrays: Callable[..., PackedDataset]
 ) -> None:
-    images, labels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3)), np.arange(8) % 2
-    arrays = images.astype(np.uint8), labels
-    dataset = pack_arrays("large", *arrays, *arrays)
+    dataset = pack_noise(pack_arrays, 64)
     config = make_config(arch="vgg_net_bn", epochs=3, sizes=(32, 48), size_shares=(0.4, 0.3))
 
     training = train_and_score(config, dataset)
@@ -278,9 +283,7 @@ def test_images_grow_over_the_epochs_and_operations_are_counted_at_their_size(
 def test_nothing_compiles_after_the_first_epoch_though_images_grow(
     make_config: Callable[..., TrainConfig], pack_arrays: Callable[..., PackedDataset]
 ) -> None:
-    images, labels = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3)), np.arange(8) % 2
-    arrays = images.astype(np.uint8), labels
-    dataset = pack_arrays("large", *arrays, *arrays)
+    dataset = pack_noise(pack_arrays, 48)
     config = make_config(
         arch="vgg_net_bn", epochs=3, batch_size=4, sizes=(32,), size_shares=(0.6,), compile="on"
     )

@@ -20,7 +20,7 @@ from torch import nn
 
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import BatchLoader, resize_images
-from tinyvgg.loading.open import channel_triple
+from tinyvgg.loading.open import channel_triple, is_distributed
 from tinyvgg.model import Network, build_network
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES
@@ -111,7 +111,7 @@ def evaluate_network(
         )
         advance(batch.num_valid)
     network.train(was_training)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed():
         for sums in (confusion, top5_hits, loss_sum):
             torch.distributed.all_reduce(sums)
     matrix = confusion.view(num_classes, num_classes).cpu().numpy()

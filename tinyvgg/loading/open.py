@@ -122,7 +122,7 @@ class Loader:
         self.source = source
         self.backend = backend
         self.batch_size = config.batch_size
-        in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+        in_group = is_distributed()
         self.rank = torch.distributed.get_rank() if in_group else 0
         self.world_size = torch.distributed.get_world_size() if in_group else 1
         if self.batch_size % self.world_size:
@@ -194,6 +194,11 @@ class Loader:
         if not 0 <= loaded.images_consumed <= self.split.num_images or loaded.epoch < 0:
             raise ValueError(f"loader state is out of range: {state}")
         self.state = loaded
+
+
+def is_distributed() -> bool:
+    """Return whether this process is one of a group that trains together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def channel_triple(values: Sequence[float]) -> tuple[float, float, float]:

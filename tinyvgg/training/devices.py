@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 
 from tinyvgg.errors import BackendUnavailable
+from tinyvgg.loading.open import is_distributed
 
 
 def find_device(name: str) -> torch.device:
@@ -76,7 +77,7 @@ def joined_world(device: torch.device) -> Iterator[int]:
 
 def agree_on(choice: str) -> str:
     """Return the first rank's choice, on all ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not is_distributed():
         return choice
     choices = [choice]
     torch.distributed.broadcast_object_list(choices, src=0)

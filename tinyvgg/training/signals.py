@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed
 
+from tinyvgg.loading.open import is_distributed
+
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
 
 
@@ -34,9 +36,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.noted: int | None = None
         self.agreed: int | None = None
-        in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
         # a group of its own on the CPU: asking must not wait for the device
-        group: Any = torch.distributed.new_group(backend="gloo") if in_group else None
+        group: Any = torch.distributed.new_group(backend="gloo") if is_distributed() else None
         self._group = group  # never the number that stands for "not in the group": all ranks are
 
     def note(self, signal_number: int, frame: FrameType | None = None) -> None:
