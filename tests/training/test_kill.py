@@ -51,7 +51,8 @@ def test_a_run_stopped_at_random_ends_with_the_weights_of_one_that_was_not(
     color_dataset: PackedDataset, tmp_path: Path, name: str, num_kills: int
 ) -> None:
     words = ["train", str(color_dataset.folder), "--device", "cpu", "--amp", "off"]
-    words += ["--epochs", "12", "--batch-size", "8", "--optimizer", "sgd", "--log-every", "2"]
+    words += ["--epochs", "12", "--batch-size", "8", "--log-every", "2"]
+    words += ["--optimizer", "sgd", "--learning-rate", "6e-4"]
     words += ["--checkpoint-minutes", "0.005"]
     log = tmp_path / "log.txt"
     whole = start([*words, "--out", str(tmp_path / "whole")], log)

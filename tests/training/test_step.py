@@ -65,7 +65,9 @@ def test_images_grow_at_the_shares_of_all_epochs_and_never_beyond_what_is_stored
 
 
 def test_adamw_decays_weights_and_not_biases(make_config: Callable[..., TrainConfig]) -> None:
-    weights, biases = build_optimizer(VGG_Net(2), make_config()).param_groups
+    weights, biases = build_optimizer(
+        VGG_Net(2), make_config(optimizer="adamw", weight_decay=0.05)
+    ).param_groups
 
     assert weights["weight_decay"] == 0.05
     assert biases["weight_decay"] == 0.0

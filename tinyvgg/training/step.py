@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tinyvgg.loading.batch import Batch, resize_images
 from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.muon import Muon
 
 
 def learning_rate_at(config: TrainConfig, step: int, num_steps: int) -> float:
@@ -59,8 +60,8 @@ def build_optimizer(
     Args:
         model: whose parameters it updates.
         config: the recipe.
-        amp: resolved. Under fp16 sgd is not fused: fused, it keeps uninitialized momentum when
-            the scaler has it skip the first step (torch 2.14).
+        amp: resolved. Under fp16 sgd and muon are not fused: the scaler leaves it to a fused
+            optimizer to skip a step, and then sgd keeps uninitialized momentum (torch 2.14).
     """
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
@@ -75,7 +76,10 @@ def build_optimizer(
             groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=amp != "fp16"
         )
     # beta2 0.99: short runs have too few steps for the default 0.999 to settle
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    betas = (0.9, 0.99)
+    if config.optimizer == "muon":
+        return Muon(groups, lr=config.learning_rate, betas=betas, fused=amp != "fp16")
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
 @dataclass
