@@ -65,7 +65,7 @@ def training_step() -> tuple[Any, list[Any]]:
     torch.compiler.is_compiling = lambda: True
     # what CUDA's dropout is; on the CPU, where this is traced, there is no such operation
     Dropout.forward = lambda self, images: torch.native_dropout(images, self.p, True)[0]  # type: ignore[method-assign,assign,misc]
-    config = TrainConfig(Path("packed"), Path("run"))
+    config = TrainConfig(Path("packed"), Path("run"), optimizer="adamw", dropout=0.1)
     model = VGG_Net(100, dropout=config.dropout)
     initialize_he(model)
     network = LogitsOnly(model).train()

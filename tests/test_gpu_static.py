@@ -93,7 +93,7 @@ def test_forward_stays_on_the_device_channels_last_and_never_waits(cuda_autocast
             assert value.is_contiguous(memory_format=torch.channels_last), name
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "adam"])
 def test_the_optimizer_step_stays_on_the_device_and_never_waits(optimizer: Any) -> None:
     model = VGG_Net(100, dropout=0.1)
     with FakeTensorMode():

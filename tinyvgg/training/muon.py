@@ -82,7 +82,7 @@ class Muon(torch.optim.AdamW):
         """Move a convolution's weights [O, I, h, w] along its orthogonalized momentum."""
         state = self.state[weight]
         if not state:  # by AdamW's names, whose checkpoints hold a step and a mean
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.zeros((), device=weight.device)
             state["exp_avg"] = torch.zeros_like(weight)
         state["step"] += 1
         mean = state["exp_avg"].lerp_(weight.grad, 1 - MOMENTUM)
