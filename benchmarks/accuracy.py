@@ -42,7 +42,7 @@ RECIPES = {
         ["--recipe", "fast-bn", *SHORT, "--epochs", "5", "--sizes", "32", "--size-shares", "1.0"],
         25,
     ),
-    "fast": (["--recipe", "fast", "--epochs", "2", "--sizes", "48", "--size-shares", "1.0"], 4),
+    "fast": (["--recipe", "fast", "--epochs", "3", "--sizes", "48", "--size-shares", "1.0"], 4),
 }
 WHOLE = ["--recipe", "fast-bn"]
 
