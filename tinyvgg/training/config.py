@@ -160,7 +160,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sizes": (),  # fast: 48 pixels cost 56 %, and sharpen the eye for what 64 adds
         "size_shares": (),
         "batch_size": 50,
-        # fast: muon, 53.6 % after 2 epochs where adamw has 25.7 after 3 (benchmarks/LOG.md)
+        # fast: muon, 60 % after 3 epochs where adamw has 25.7 (benchmarks/LOG.md)
         "optimizer": "adam",
         "learning_rate": 1e-4,  # fast: 0.02 is the spectral norm of a step, of weights' about 2
         "warmup": 0.0,  # fast: the first steps of a high rate would throw He's weights away

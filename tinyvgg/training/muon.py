@@ -8,7 +8,7 @@ the outputs of ReLU share a large mean, and with it all gradients share one dire
 steps and Adam's follow. An update whose singular values are all near one goes everywhere alike.
 
 `torch.optim.Muon` takes matrices only, and iterates on the whole m x n gradient. Here the iteration
-runs on its m x m Gram matrix, a third of the operations for the convolutions of a VGG.
+runs on its m x m Gram matrix, about half the operations for the convolutions of a VGG.
 """
 
 from typing import Any
@@ -37,22 +37,26 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     Returns:
         [m, n], bfloat16.
     """
-    a, b, c = COEFFICIENTS
     is_tall = matrix.size(0) > matrix.size(1)
     wide = (matrix.T if is_tall else matrix).bfloat16()
     gram = wide @ wide.T
     # the trace is the squared norm; dividing m x m values by it, not m x n, saves 2 of 41 ms
     squared_norm = gram.diagonal().sum(dtype=torch.float32).clamp(min=1e-14)
     gram = gram / squared_norm.bfloat16()
-    identity = torch.eye(gram.size(0), dtype=gram.dtype, device=gram.device)
-    product = identity
-    for iteration in range(NUM_ITERATIONS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(identity, alpha=a)
-        product = product @ factor if iteration else factor
-        if iteration + 1 < NUM_ITERATIONS:
-            gram = factor @ gram @ factor
+    product = factor = _factor_of(gram)
+    for _ in range(NUM_ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = _factor_of(gram)
+        product = product @ factor
     wide = (product * squared_norm.rsqrt().bfloat16()) @ wide
     return wide.T if is_tall else wide
+
+
+def _factor_of(gram: Tensor) -> Tensor:
+    """Return a + b R + c R^2 of R [m, m], what one iteration multiplies by."""
+    a, b, c = COEFFICIENTS
+    identity = torch.eye(gram.size(0), dtype=gram.dtype, device=gram.device)
+    return torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(identity, alpha=a)
 
 
 class Muon(torch.optim.AdamW):
@@ -67,14 +71,13 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update all parameters that have a gradient."""
+        rates = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.dim() == 4 and weight.grad is not None:
                     gradient, weight.grad = weight.grad, None  # AdamW passes over it
                     self._update_convolution(weight, gradient, group["lr"], group["weight_decay"])
-        rates = [group["lr"] for group in self.param_groups]
-        for group, rate in zip(self.param_groups, rates, strict=True):
-            group["lr"] = ADAMW_SHARE * rate
+            group["lr"] *= ADAMW_SHARE
         loss = super().step(closure)
         for group, rate in zip(self.param_groups, rates, strict=True):
             group["lr"] = rate

@@ -71,14 +71,15 @@ def build_optimizer(
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": biases, "weight_decay": 0.0},
     ]
+    can_fuse = amp != "fp16"
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=amp != "fp16"
+            groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=can_fuse
         )
     # beta2 0.99: short runs have too few steps for the default 0.999 to settle
     betas = (0.9, 0.99)
     if config.optimizer == "muon":
-        return Muon(groups, lr=config.learning_rate, betas=betas, fused=amp != "fp16")
+        return Muon(groups, lr=config.learning_rate, betas=betas, fused=can_fuse)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
