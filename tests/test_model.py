@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
+from tests.closeness import relative_error
 from tinyvgg.model import ARCHS, VGG_Net, build_network, check_image_size, initialize_he, max_pool
 
 GOLDEN = json.loads((Path(__file__).parent / "vgg_net_golden.json").read_text())
@@ -29,10 +30,6 @@ def golden_images() -> torch.Tensor:
     j = torch.arange(2 * 3 * 64 * 64, dtype=torch.float64)
     images = torch.cos(0.011 * j + GOLDEN["golden"]["phase"]).view(2, 3, 64, 64)
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
 
 
 def test_parameters_are_the_reference_networks_by_name_shape_and_order() -> None:

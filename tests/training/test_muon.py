@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
+from tests.closeness import relative_error
 from tinyvgg.training.muon import (
     ADAMW_SHARE,
     COEFFICIENTS,
@@ -18,11 +19,6 @@ from tinyvgg.training.muon import (
 
 # what bfloat16, 8 bits, loses over a dozen products of matrices; found: up to 0.031
 TOLERANCE = 0.05
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).norm() / expected.norm())
 
 
 def make_network() -> nn.Sequential:

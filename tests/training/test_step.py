@@ -6,6 +6,7 @@ import torch
 import torchvision.transforms.v2
 from torch import nn
 
+from tests.closeness import relative_error
 from tinyvgg.loading.batch import Batch, resize_images
 from tinyvgg.model import LogitsOnly, VGG_Net
 from tinyvgg.training.config import TrainConfig
@@ -27,10 +28,6 @@ def random_batch(num_images: int, num_classes: int = 100, pixels: int = 48) -> B
     labels = torch.randint(num_classes, (num_images,), generator=generator)
     images = images.contiguous(memory_format=torch.channels_last)
     return Batch(images, labels, torch.arange(num_images), num_images)
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
 
 
 def flatten(model: nn.Module) -> torch.Tensor:
