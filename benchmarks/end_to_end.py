@@ -28,7 +28,7 @@ from benchmarks.measure import (
 from benchmarks.train_step import reference_step
 from tinyvgg.reporting.bench import Work
 from tinyvgg.shards import open_dataset
-from tinyvgg.training.amp import probe_amp
+from tinyvgg.training.amp import choose_amp
 from tinyvgg.training.config import Amp, TrainConfig
 from tinyvgg.training.loop import train
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     machine = describe_machine()
-    amp = probe_amp(torch.device("cpu"))
+    amp, _ = choose_amp(torch.device("cpu"))
     steady: dict[str, Any] = {"window_sec": 2.0, "num_windows": 2, "min_warm_windows": 1}
     given = {"packed": options.packed, "amp": amp}
     arms = [

@@ -26,7 +26,7 @@ from benchmarks.measure import (
 from tinyvgg.loading.batch import Batch
 from tinyvgg.model import STAGE_CHANNELS, LogitsOnly, VGG_Net
 from tinyvgg.reporting.bench import Work
-from tinyvgg.training.amp import AMP_DTYPES, probe_amp
+from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.config import RECIPES, TrainConfig
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.state import build_model
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     machine = describe_machine()
-    amp = probe_amp(torch.device("cpu"))
+    amp, _ = choose_amp(torch.device("cpu"))
     steady: dict[str, Any] = {"window_sec": 2.0, "num_windows": 2, "min_warm_windows": 1}
     steady |= {"flop_per_image": FLOP_PER_IMAGE}
     batch_norm_flop = train_flop(RECIPES["fast-bn"]["arch"], NUM_CLASSES, PIXELS, PIXELS)

@@ -72,7 +72,7 @@ class TrainConfig:
     statistics: Literal["packed", "reference"] = "packed"
     """Mean and std that normalize pixels: those of the packed train split, or the reference's."""
     amp: Amp = "auto"
-    """Autocast to bf16 or fp16, or off; auto times both on the device (0.5 s) and keeps it."""
+    """Autocast to bf16 or fp16, or off; auto takes what the device is good at, and keeps it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the step; auto means on CUDA only."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"

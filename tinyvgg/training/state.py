@@ -4,6 +4,7 @@ From: a recipe, an opened data set and a device.
 To:   `loop`, which moves it from step to step; `run`, which keeps its checkpoints.
 """
 
+import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -17,12 +18,14 @@ from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.open import Loader, open_loader
 from tinyvgg.model import LogitsOnly, Network, build_network, check_image_size, initialize_he
 from tinyvgg.shards.store import PackedDataset
-from tinyvgg.training.amp import AMP_DTYPES, probe_amp
+from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.config import REFERENCE_MEAN, REFERENCE_STD, TrainConfig
 from tinyvgg.training.devices import agree_on
 from tinyvgg.training.run import EpochMetrics, RunFolder, read_run_config
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer, pixels_at
 from tinyvgg.training.summary import train_flop
+
+logger = logging.getLogger("tinyvgg")
 
 # steps, order, weights and optimizer state of a run depend on them from its first step on
 FIXED_FIELDS = ("arch", "batch_size", "optimizer", "seed", "augment", "statistics")
@@ -205,6 +208,13 @@ def build_model(config: TrainConfig, num_classes: int) -> Network:
     return model
 
 
+def _choose_amp(device: torch.device) -> str:
+    """Return what "auto" means for precision on a device; say why."""
+    amp, reason = choose_amp(device)
+    logger.info("amp %s: %s", amp, reason)
+    return amp
+
+
 def check_unchanged(config: TrainConfig, stored: TrainConfig) -> None:
     """Refuse to go on with a run under settings that it cannot change.
 
@@ -258,7 +268,7 @@ def open_training(
         checkpoint, was_previous = run.read_last(device)
     else:
         run.check_new()
-    amp = agree_on(probe_amp(device)) if config.amp == "auto" else config.amp
+    amp = agree_on(_choose_amp(device)) if config.amp == "auto" else config.amp
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
     is_reference = config.statistics == "reference"
     loader_config = LoaderConfig(
