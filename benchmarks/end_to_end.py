@@ -66,7 +66,7 @@ def step_alone(packed: str, amp: str) -> Work:
     training = build_training(packed, amp)
     batch = next(iter(training.loader))
     batch = replace(batch, images=batch.images.clone())
-    training.network.train()
+    training.model.train()
 
     def work() -> int:
         for _ in range(STEPS):

@@ -24,7 +24,7 @@ from benchmarks.measure import (
     write_record,
 )
 from tinyvgg.loading.batch import Batch
-from tinyvgg.model import STAGE_CHANNELS, LogitsOnly, VGG_Net
+from tinyvgg.model import STAGE_CHANNELS, VGG_Net
 from tinyvgg.reporting.bench import Work
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.config import RECIPES, TrainConfig
@@ -80,9 +80,7 @@ def tinyvgg_step(batch_size: int, amp: str, compiled: bool, recipe: str = "fast"
     fields = {**RECIPES[recipe], "batch_size": batch_size}
     config = TrainConfig(Path("packed"), Path("run"), **fields)
     model = build_model(config, NUM_CLASSES).train()
-    take_step = TrainStep(
-        LogitsOnly(model), build_optimizer(model, config), config, amp, device, compiled
-    )
+    take_step = TrainStep(model, build_optimizer(model, config), config, amp, device, compiled)
     images, labels = random_images(batch_size)
     batch = Batch(images.to(AMP_DTYPES[amp]), labels, torch.arange(batch_size), batch_size)
     meter = Meter.on(device)

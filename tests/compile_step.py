@@ -1,10 +1,14 @@
-"""Compile a training step of VGG_Net, and the pixel pass, for a GPU that is not here.
+"""Compile what a GPU would run, for a GPU that is not here, and count what comes out.
 
-    python -m tests.compile_step 90
+    python -m tests.compile_step 90 [--code]
 
-prints one line of JSON. Autograd refuses to run backward on fake CUDA tensors, so the step is
-traced on the CPU (forward, backward, AdamW), moved to CUDA node by node, and handed to inductor,
-which writes Triton kernels and compiles them to cubins with the ptxas that comes with Triton.
+prints one line of JSON: for the step (forward and backward, as torch.compile cuts them), for
+Muon's update and for the pixel pass, the Triton kernels, the library calls and the layout copies.
+
+Autograd refuses to run backward on fake CUDA tensors. So torch.compile runs on the CPU up to
+inductor, whose graphs are kept instead of compiled; they are moved to CUDA node by node and
+handed to inductor, which writes Triton kernels and compiles them to cubins with the ptxas that
+comes with Triton. No graph is ever executed.
 """
 
 import json
@@ -12,6 +16,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,120 +31,97 @@ pretend_cuda(CAPABILITY)
 
 import torch  # noqa: E402
 import torch._inductor.config  # noqa: E402
-import torch._inductor.lowering  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch._inductor.compile_fx import compile_fx_inner  # noqa: E402
-from torch._inductor.decomposition import select_decomp_table  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch._functorch.aot_autograd import make_boxed_func  # noqa: E402
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # noqa: E402
 from torch._inductor.fx_passes.replace_random import replace_random_passes  # noqa: E402
 from torch._inductor.utils import run_and_get_code  # noqa: E402
 from torch._inductor.virtualized import V  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
-from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp  # noqa: E402
-from torch.utils._pytree import tree_flatten  # noqa: E402
 
 from tinyvgg.dropout import Dropout  # noqa: E402
 from tinyvgg.loading.batch import transform_images  # noqa: E402
-from tinyvgg.model import LogitsOnly, VGG_Net, initialize_he  # noqa: E402
 from tinyvgg.training.config import TrainConfig  # noqa: E402
-from tinyvgg.training.step import TrainStep, build_optimizer  # noqa: E402
+from tinyvgg.training.state import build_model  # noqa: E402
+from tinyvgg.training.step import BatchLoss  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
+BATCH = 64
 torch._inductor.config.compile_threads = 1
 
-
-class StepLoss(nn.Module):
-    """The loss that `TrainStep` computes, as a module whose parameters can be replaced."""
-
-    def __init__(self, step: TrainStep) -> None:
-        super().__init__()
-        self.network = step.network
-        self.compute_loss = step.compute_loss
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self.compute_loss(images, labels)[0]
+Graph = tuple[torch.fx.GraphModule, list[Any]]
 
 
-def training_step() -> tuple[Any, list[Any]]:
-    """Return the whole step as a function of flat state, and its arguments."""
-    torch.compiler.is_compiling = lambda: True
+def capture_graphs(function: Callable[..., Any], *arguments: Tensor) -> list[Graph]:
+    """Return the graphs that torch.compile hands to inductor, and their inputs; run none."""
+    graphs: list[Graph] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any, **_: Any) -> Any:
+        graphs.append((graph, list(inputs)))
+        (output,) = (node for node in graph.graph.nodes if node.op == "output")
+        shapes = [
+            None if node is None else (v.size(), v.stride(), v.dtype)
+            for node in output.args[0]
+            for v in [None if node is None else node.meta["val"]]
+        ]
+        return make_boxed_func(
+            lambda *_: [s and torch.empty_strided(s[0], s[1], dtype=s[2]) for s in shapes]
+        )
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        return compile_fx(graph, inputs, inner_compile=keep)
+
+    out = torch.compile(function, backend=backend, fullgraph=True, dynamic=False)(*arguments)
+    loss = out[0] if isinstance(out, tuple) else out
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        loss.backward()
+    return graphs
+
+
+def step_graphs() -> list[Graph]:
+    """Return forward and backward of recipe `fast` with dropout, in fp16."""
     # what CUDA's dropout is; on the CPU, where this is traced, there is no such operation
     Dropout.forward = lambda self, images: torch.native_dropout(images, self.p, True)[0]  # type: ignore[method-assign,assign,misc]
-    config = TrainConfig(Path("packed"), Path("run"), optimizer="adamw", dropout=0.1)
-    model = VGG_Net(100, dropout=config.dropout)
-    initialize_he(model)
-    network = LogitsOnly(model).train()
-    step = TrainStep(
-        network, build_optimizer(model, config), config, "fp16", torch.device("cpu"), False
-    )
-    loss_of = StepLoss(step)
-    names = [name for name, _ in loss_of.named_parameters()]
-
-    def take(
-        weights: list[Tensor],
-        means: list[Tensor],
-        squares: list[Tensor],
-        counts: list[Tensor],
-        images: Tensor,
-        labels: Tensor,
-    ) -> list[Tensor]:
-        def loss(weights: list[Tensor]) -> Tensor:
-            parameters = dict(zip(names, weights, strict=True))
-            return torch.func.functional_call(loss_of, parameters, (images, labels))
-
-        gradients, value = torch.func.grad_and_value(loss)(weights)
-        updated = torch.ops.aten._fused_adamw.default(
-            weights, list(gradients), means, squares, [], counts,
-            lr=6e-4, beta1=0.9, beta2=0.99, weight_decay=0.05, eps=1e-8,
-            amsgrad=False, maximize=False,
-        )  # fmt: skip
-        return [value, *(tensor for part in updated for tensor in part)]
-
-    weights = [parameter.detach().clone() for parameter in loss_of.parameters()]
-    zeros = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
-    counts = [torch.ones(()) for _ in weights]
-    images = torch.randn(64, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    return take, [weights, *zeros, counts, images, torch.zeros(64, dtype=torch.int64)]
+    config = TrainConfig(Path("packed"), Path("run"), dropout=0.1)
+    loss = BatchLoss(build_model(config, 100).train(), "fp16", config.label_smoothing)
+    images = torch.zeros(BATCH, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    return capture_graphs(loss, images, torch.zeros(BATCH, dtype=torch.int64))
 
 
-def pixel_pass() -> tuple[Any, list[Any]]:
-    """Return `transform_images` to fp16, and its arguments."""
+def pixel_pass_graphs() -> list[Graph]:
+    """Return the graph of `transform_images` to fp16."""
+    stored = torch.zeros(BATCH, 64, 64, 3, dtype=torch.uint8)
+    offsets = torch.zeros(BATCH, dtype=torch.int32)
+    flip, fill = torch.zeros(BATCH, dtype=torch.bool), torch.zeros(3, dtype=torch.uint8)
+    constants = (fill, torch.ones(3), torch.ones(3))
 
-    def take(*args: Tensor) -> list[Tensor]:
-        return [transform_images(*args, torch.float16)]
+    def take(*arguments: Tensor) -> Tensor:
+        return transform_images(*arguments, dtype=torch.float16)
 
-    stored = torch.zeros(64, 64, 64, 3, dtype=torch.uint8)
-    offsets = torch.zeros(64, dtype=torch.int32)
-    flip, fill = torch.zeros(64, dtype=torch.bool), torch.zeros(3, dtype=torch.uint8)
-    scale, shift = torch.ones(3), torch.ones(3)
-    return take, [stored, torch.arange(64), offsets, offsets, flip, fill, scale, shift]
+    return capture_graphs(take, stored, torch.arange(BATCH), offsets, offsets, flip, *constants)
 
 
-def move_to_cuda(function: Any, arguments: list[Any]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-    """Trace on the CPU and return the graph and its fake inputs on CUDA."""
-    traced = make_fx(
-        torch.func.functionalize(function, remove="mutations"),
-        tracing_mode="fake",
-        decomposition_table=select_decomp_table(),
-    )(*arguments)
-    on_cpu = next(v for n in traced.graph.nodes if isinstance(v := n.meta.get("val"), Tensor))
+def move_to_cuda(graph: torch.fx.GraphModule, inputs: list[Any]) -> list[Any]:
+    """Let a graph be one of CUDA; return its fake inputs there."""
+    on_cpu = next(v for n in graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor))
     with V.set_fake_mode(on_cpu.fake_mode):
-        replace_random_passes(traced)
-    for node in traced.graph.nodes:
+        replace_random_passes(graph)
+    for node in graph.graph.nodes:
         node.args = tuple(CUDA if isinstance(arg, torch.device) else arg for arg in node.args)
         if node.kwargs.get("device") is not None:
             node.kwargs = {**node.kwargs, "device": CUDA}
-    traced.graph.set_codegen(torch.fx.graph.CodeGen())
-    traced.recompile()
+    graph.recompile()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    flat, _ = tree_flatten(arguments)
     with mode:
-        inputs = [
-            torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=CUDA)
-            for tensor in flat
+        moved = [
+            torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=CUDA)
+            if isinstance(value, Tensor)
+            else value
+            for value in inputs
         ]
-        FakeTensorProp(traced, mode).propagate_dont_convert_inputs(*inputs)
-    return traced, inputs
+        FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*moved)
+    return moved
 
 
 def find_layout_copies(code: str) -> list[str]:
@@ -156,40 +138,42 @@ def find_layout_copies(code: str) -> list[str]:
     return found
 
 
-def describe(function: Any, arguments: list[Any]) -> dict[str, Any]:
-    """Compile and return what the graph, the generated code and the cache show."""
-    graph, inputs = move_to_cuda(function, arguments)
-    tensors = [
-        (node, node.meta["val"])
-        for node in graph.graph.nodes
-        if isinstance(node.meta.get("val"), Tensor)
-    ]
-    mode = tensors[0][1].fake_mode
+def describe(graphs: list[Graph]) -> dict[str, Any]:
+    """Compile graphs and return what they, the generated code and the cache show, added up."""
+    found: dict[str, Any] = {"not_on_cuda": [], "convolutions": [], "kernels": [], "calls": []}
+    found |= {"layout_copies": [], "host_syncs": [], "num_launches": 0}
     before = set(Path(CACHE.name).rglob("*.cubin"))
-    with torch._guards.tracing(torch._guards.TracingContext(mode)), mode:
-        _, codes = run_and_get_code(compile_fx_inner, graph, inputs)
-    (code,) = codes
-    if "--code" in sys.argv:
-        sys.stderr.write(code)
-    cubins = set(Path(CACHE.name).rglob("*.cubin")) - before
-    return {
-        "num_nodes": len(graph.graph.nodes),
-        "not_on_cuda": [node.name for node, value in tensors if value.device != CUDA],
-        "convolutions": [
-            str(node.target).split(".")[1] for node in graph.graph.nodes
+    for graph, cpu_inputs in graphs:
+        inputs = move_to_cuda(graph, cpu_inputs)
+        nodes = [node for node in graph.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+        mode = nodes[0].meta["val"].fake_mode
+        with torch._guards.tracing(torch._guards.TracingContext(mode)), mode:
+            _, codes = run_and_get_code(compile_fx_inner, graph, inputs)
+        (code,) = codes
+        if "--code" in sys.argv:
+            sys.stderr.write(code)
+        body = code[code.index("def call(") :]
+        calls = re.findall(r"= (?:extern_kernels|torch\.ops)\.([\w.]+)\(", body)
+        calls += re.findall(r"^ +extern_kernels\.(\w+)\(", body, re.MULTILINE)
+        launched = re.findall(r"^ +(triton_\w+)\.run\(", body, re.MULTILINE)
+        found["not_on_cuda"] += [node.name for node in nodes if node.meta["val"].device != CUDA]
+        found["convolutions"] += [
+            str(node.target).split(".")[1]
+            for node in graph.graph.nodes
             if "convolution" in str(node.target)
-        ],
-        "kernels": re.findall(r"^(triton_\w+) = async_compile", code, re.MULTILINE),
-        "num_cubins": len(cubins),
-        "layout_copies": find_layout_copies(code),
-        "host_syncs": re.findall(r"aten\.(?:_local_scalar_dense|nonzero|item)\b", code),
-        "code_lines": len(code.splitlines()),
-    }  # fmt: skip
+        ]
+        found["kernels"] += launched
+        found["calls"] += calls
+        found["layout_copies"] += find_layout_copies(code)
+        found["host_syncs"] += re.findall(r"aten\.(?:_local_scalar_dense|nonzero|item)\b", code)
+        found["num_launches"] += len(launched) + len(calls)
+    found["num_cubins"] = len(set(Path(CACHE.name).rglob("*.cubin")) - before)
+    return found
 
 
 def main() -> None:
-    found = {"step": describe(*training_step()), "pixel_pass": describe(*pixel_pass())}
-    sys.stdout.write(json.dumps(found))
+    found = {"step": describe(step_graphs()), "pixel_pass": describe(pixel_pass_graphs())}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

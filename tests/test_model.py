@@ -6,10 +6,9 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional
 
 from tests.closeness import relative_error
-from tinyvgg.model import ARCHS, VGG_Net, build_network, check_image_size, initialize_he, max_pool
+from tinyvgg.model import ARCHS, VGG_Net, build_network, check_image_size, initialize_he
 
 GOLDEN = json.loads((Path(__file__).parent / "vgg_net_golden.json").read_text())
 
@@ -125,26 +124,6 @@ def test_logits_without_features_equal_the_reference_forward_and_its_gradients(
         results.append([logits.detach(), *(p.grad for p in model.parameters())])
 
     assert all(relative_error(b, a) < 1e-12 for a, b in zip(*results, strict=True))
-
-
-@pytest.mark.parametrize("size", [(2, 2), (3, 5), (6, 6), (7, 12)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_the_compiled_max_pool_equals_torchs_gradient_included(
-    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], dtype: torch.dtype
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randint(-1, 2, (3, 4, *size), generator=generator).to(dtype)  # many are equal
-    images = values.contiguous(memory_format=torch.channels_last).requires_grad_()
-    expected = functional.max_pool2d(images, 2)
-    weights = torch.randn(expected.shape, generator=generator).to(dtype)
-    (expected_gradient,) = torch.autograd.grad(expected, images, weights)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-
-    pooled = max_pool(images)
-    (gradient,) = torch.autograd.grad(pooled, images, weights)
-
-    assert torch.equal(pooled, expected)
-    assert torch.equal(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize("arch", [name for name in ARCHS if not name.startswith("vgg_net")])

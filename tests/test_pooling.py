@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tinyvgg.pooling import can_pool, pool_relu
+from tinyvgg.compiling import compile_apart
+from tinyvgg.pooling import PlacedPoolRelu, can_pool, max_pool_relu, pool_relu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -60,3 +61,54 @@ def test_what_the_kernel_cannot_take_is_left_to_torch() -> None:
     assert not can_pool(images[..., :3].contiguous(memory_format=torch.channels_last))
     assert not can_pool(images.contiguous())
     assert not can_pool(images.double())
+
+
+ODD_SHAPES = [(1, 3, 2, 2), (3, 4, 3, 5), (2, 16, 6, 6), (2, 8, 7, 12)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=str)
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
+def test_the_pointwise_form_equals_torchs_bit_by_bit(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    images = tied_images(shape, dtype).requires_grad_()
+    expected = functional.relu(functional.max_pool2d(images, 2))
+    weights = torch.randn(expected.shape).to(dtype)
+    (expected_gradient,) = torch.autograd.grad(expected, images, weights)
+
+    pooled, places = PlacedPoolRelu.apply(images)
+    (gradient,) = torch.autograd.grad(pooled, images, weights)
+
+    assert torch.equal(pooled, expected)
+    assert torch.equal(gradient, expected_gradient)
+    assert places.dtype == torch.uint8
+
+
+def test_a_nan_anywhere_in_a_window_is_its_maximum_as_in_torch() -> None:
+    windows = torch.randn(4, 1, 2, 2)
+    windows.view(4, 4).fill_diagonal_(float("nan"))
+
+    pooled, _ = PlacedPoolRelu.apply(windows)
+
+    assert pooled.isnan().all()
+    assert functional.relu(functional.max_pool2d(windows, 2)).isnan().all()
+
+
+@pytest.mark.slow
+def test_compiled_outputs_and_gradients_equal_torchs_bit_by_bit() -> None:
+    given = [tied_images(shape, dtype) for shape in ODD_SHAPES for dtype in DTYPES]
+    ours, theirs = ([images.clone().requires_grad_() for images in given] for _ in range(2))
+    expected = [functional.relu(functional.max_pool2d(images, 2)) for images in theirs]
+    weights = [torch.randn(out.shape).to(out.dtype) for out in expected]
+
+    def pool_all(images: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [max_pool_relu(one) for one in images]
+
+    found = compile_apart(pool_all)(ours)
+    torch.autograd.backward(found, weights)
+    torch.autograd.backward(expected, weights)
+
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.grad is not None
+        assert torch.equal(one.grad, other.grad)

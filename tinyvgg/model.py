@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tinyvgg.dropout import Dropout
-from tinyvgg.pooling import can_pool, pool_relu
+from tinyvgg.pooling import max_pool_relu
 
 STAGE_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
 
@@ -121,35 +121,6 @@ class VGG_Net(nn.Module):  # noqa: N801 - the published name
         return logits
 
 
-def max_pool(images: Tensor) -> Tensor:
-    """Return the maximum of every 2 x 2 window; of equal ones the first has the gradient.
-
-    Under torch.compile as selections: inductor makes the gradient of `max_pool2d` a scatter into
-    NCHW and a transposing copy back to channels-last, after each of the four groups. The gradient
-    of selections is one pass in the layout there is (tests/test_gpu_static.py).
-
-    Args:
-        images: floating [B, C, H, W].
-
-    Returns:
-        [B, C, H // 2, W // 2].
-    """
-    if not torch.compiler.is_compiling():
-        return functional.max_pool2d(images, 2)
-    height, width = (size // 2 * 2 for size in images.shape[2:])
-    rows = [images[:, :, row:height:2] for row in range(2)]
-    (a, b), (c, d) = ([part[..., column:width:2] for column in range(2)] for part in rows)
-    top, bottom = torch.where(a >= b, a, b), torch.where(c >= d, c, d)
-    return torch.where(top >= bottom, top, bottom)
-
-
-def max_pool_relu(images: Tensor) -> Tensor:
-    """Return ReLU of the maximum of every 2 x 2 window, in one pass where there is one."""
-    if can_pool(images):
-        return pool_relu(images)
-    return functional.relu(max_pool(images), inplace=True)
-
-
 def _convolve_needed_part(layers: list[nn.Conv2d], images: Tensor) -> Tensor:
     """Convolve the last stage, for the top-left 6 x 6 outputs that reach the 3 x 3 mean.
 
@@ -239,18 +210,6 @@ def build_network(arch: str, num_classes: int, dropout: float = 0.0) -> Network:
     if arch == "vgg_net":
         return VGG_Net(num_classes, dropout)
     return VGG(ARCHS[arch], num_classes, dropout)
-
-
-class LogitsOnly(nn.Module):
-    """Calls `compute_logits` as a module, which DistributedDataParallel needs."""
-
-    def __init__(self, model: Network) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, K]."""
-        return self.model.compute_logits(images)
 
 
 def initialize_he(model: nn.Module) -> None:

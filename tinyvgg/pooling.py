@@ -1,15 +1,20 @@
-"""Max-pool and ReLU that a CPU can afford: one pass forward, one pass back.
+"""Max-pool and ReLU: one pass forward, one pass back, and one byte an output in between.
 
 From: `model`, at the end of each group of convolutions.
-To:   the same place, for a third of the time.
+To:   the same place, for a third of the time on a CPU.
 
 torch fills the gradient of a max-pool with zeros and then scatters into it, with an int64 index for
-each output: 13 % of a training step on two cores with AMX. Here the forward pass keeps one byte an
-output, which of the four values it was, and the backward pass writes every value once.
+each output: 13 % of a training step on two cores with AMX; compiled for CUDA it leaves
+channels-last and is copied back. Here the forward pass keeps which of the four values an output
+was, in a byte, and the backward pass writes every value once, in the layout there is. Two forms:
 
-Bits of a positive float, read as a signed integer, are in the order of the floats; those of a
-negative one are negative. So `max(0, ...)` of integers is ReLU and max-pool at once, in bfloat16
-and float32 alike. A NaN with its sign set counts as negative; training looks at its weights, too.
+    pool_relu       kernels for a CPU, called in eager mode
+    PlacedPoolRelu  pointwise operations, of which torch.compile makes one kernel each way
+
+In the first, bits of a positive float, read as a signed integer, are in the order of the floats;
+those of a negative one are negative. So `max(0, ...)` of integers is ReLU and max-pool at once, in
+bfloat16 and float32 alike. A NaN with its sign set counts as negative there; training looks at its
+weights, too.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 BITS_TYPES = {
     torch.float32: torch.int32,
@@ -66,6 +72,72 @@ def _unpool(gradient, places, out, zero, first, last):  # type: ignore[no-untype
                     wanted = np.uint8(position)
                     for k in range(channels):
                         target[k] = given[k] if place[k] == wanted else zero
+
+
+def max_pool_relu(images: Tensor) -> Tensor:
+    """Return ReLU of the maximum of every 2 x 2 window; of equal values the first has the gradient.
+
+    Args:
+        images: floating [B, C, H, W]; the last row or column of an odd side is left out.
+
+    Returns:
+        [B, C, H // 2, W // 2] of the same dtype, bit-equal to torch's, gradient included;
+        channels-last if `images` is.
+    """
+    if torch.compiler.is_compiling():
+        pooled: Tensor = PlacedPoolRelu.apply(images)[0]
+        return pooled
+    if can_pool(images):
+        return pool_relu(images)
+    return functional.relu(functional.max_pool2d(images, 2), inplace=True)
+
+
+class PlacedPoolRelu(torch.autograd.Function):
+    """Outputs and their places, uint8; back, every input's gradient by comparing with its place."""
+
+    @staticmethod
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs, and which of its window each was: 0 to 3, or NOWHERE."""
+        height, width = (size // 2 * 2 for size in images.shape[2:])
+        rows = [images[:, :, row:height:2] for row in range(2)]
+        (a, b), (c, d) = ([part[..., column:width:2] for column in range(2)] for part in rows)
+        is_a, is_c = _comes_first(a, b), _comes_first(c, d)
+        upper, lower = torch.where(is_a, a, b), torch.where(is_c, c, d)
+        is_upper = _comes_first(upper, lower)
+        best = torch.where(is_upper, upper, lower)
+        places = torch.where(is_upper, torch.where(is_a, 0, 1), torch.where(is_c, 2, 3))
+        places = torch.where(best <= 0, NOWHERE, places).to(torch.uint8)
+        return functional.relu(best), places
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        """Keep the places."""
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.odd = [size % 2 for size in inputs[0].shape[2:]]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
+        """Return the gradient of the images."""
+        (places,) = ctx.saved_tensors
+        count, channels, height, width = gradient.shape
+        # [B, h, 1, w, 1, C] against the places in a window [1, 1, 2, 1, 2, 1]: channels stay last
+        given, chosen = (
+            tensor.permute(0, 2, 3, 1)[:, :, None, :, None, :] for tensor in (gradient, places)
+        )
+        window = torch.arange(4, device=gradient.device, dtype=torch.uint8).view(1, 1, 2, 1, 2, 1)
+        spread = torch.where(chosen == window, given, 0.0)
+        spread = spread.reshape(count, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        odd_rows, odd_columns = ctx.odd
+        if odd_rows or odd_columns:
+            spread = functional.pad(spread, (0, odd_columns, 0, odd_rows))
+        return spread
+
+
+def _comes_first(one: Tensor, other: Tensor) -> Tensor:
+    """Return where `one` is the maximum; a NaN is, as in torch's max-pool."""
+    return (one >= other) | one.isnan()
 
 
 def can_pool(images: Tensor) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.closeness import relative_error
 from tinyvgg.loading.batch import Batch, resize_images
-from tinyvgg.model import LogitsOnly, VGG_Net
+from tinyvgg.model import VGG_Net
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.state import build_model
 from tinyvgg.training.step import (
@@ -101,9 +101,7 @@ def test_ten_steps_of_recipe_seed_follow_a_plain_loop(
         expected.append(loss.item())
 
     model = build_model(config, 100)
-    take_step = TrainStep(
-        LogitsOnly(model), build_optimizer(model, config), config, "off", CPU, False
-    )
+    take_step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
     torch.manual_seed(1)
     found = [take_step(batch, 1e-4)[0].item() for batch in batches]
 
@@ -123,7 +121,7 @@ def test_compiled_step_has_no_graph_break_and_the_loss_of_eager(
     for compiled in (False, True):  # a graph break raises: the step is compiled with fullgraph
         model = build_model(config, 10)
         optimizer = build_optimizer(model, config)
-        take_step = TrainStep(LogitsOnly(model), optimizer, config, "off", CPU, compiled)
+        take_step = TrainStep(model, optimizer, config, "off", CPU, compiled)
         losses.append(torch.stack([take_step(batch, 1e-3)[0].detach() for _ in range(3)]))
 
     assert relative_error(losses[1], losses[0]) < 1e-4
@@ -151,7 +149,7 @@ def test_capture_changes_neither_weights_nor_optimizer_nor_generator(
 ) -> None:
     config = make_config(arch=arch)
     model = build_model(config, 10)
-    step = TrainStep(LogitsOnly(model), build_optimizer(model, config), config, "off", CPU, False)
+    step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
     batch = random_batch(2, 10)
     step(batch, 1e-4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -178,9 +176,7 @@ def test_a_batch_in_parts_has_the_loss_hits_and_update_of_a_whole_one(
         config = make_config(accumulate=parts, **fields)
         model = build_model(config, 10).double()
         doubled = replace(batch, images=batch.images.double())
-        step = TrainStep(
-            LogitsOnly(model), build_optimizer(model, config), config, "off", CPU, False
-        )
+        step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
         loss, hits = step(doubled, 1e-3)
         results.append((loss.item(), hits.item(), flatten(model)))
 
@@ -192,7 +188,7 @@ def test_a_batch_in_parts_has_the_loss_hits_and_update_of_a_whole_one(
 def test_sgd_follows_a_plain_nesterov_loop(make_config: Callable[..., TrainConfig]) -> None:
     config = make_config(optimizer="sgd", weight_decay=5e-4, dropout=0.0, clip_norm=0.0)
     model, plain = build_model(config, 10).double(), build_model(config, 10).double()
-    step = TrainStep(LogitsOnly(model), build_optimizer(model, config), config, "off", CPU, False)
+    step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
     momenta = [torch.zeros_like(parameter) for parameter in plain.parameters()]
     batch = random_batch(4, num_classes=10)
     batch = replace(batch, images=batch.images.double())

@@ -17,12 +17,14 @@ into that copy's source again. What a stream, an event and pinned memory are com
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvgg.compiling import compile_apart
 from tinyvgg.loading.batch import Batch, Normalization, transform_images
 from tinyvgg.loading.host_kernel import HostKernel, host_batches
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
@@ -105,6 +107,15 @@ class DevicePlan:
         return {name: tensor[step] for name, tensor in self.tensors.items()}
 
 
+@cache
+def compile_transform(
+    stored: torch.Size, rows: torch.Size, dtype: torch.dtype, device: torch.device
+) -> Callable[..., Tensor]:
+    """Return `transform_images` compiled for shapes, a type and a device, once a process."""
+    del stored, rows, dtype, device  # the key; what is compiled sees them in its arguments
+    return compile_apart(transform_images)
+
+
 class DevicePixels:
     """`transform_images` with its constants on the device, compiled on CUDA."""
 
@@ -112,16 +123,17 @@ class DevicePixels:
         self, normalization: Normalization, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.dtype = dtype
+        self.device = device
         constants = (normalization.fill, normalization.scale, normalization.shift)
         self.constants = [torch.from_numpy(values).to(device) for values in constants]
-        self.transform: Callable[..., Tensor] = transform_images
-        if device.type == "cuda":
-            self.transform = torch.compile(transform_images, dynamic=False)
 
     def __call__(self, stored: Tensor, rows: Tensor, plan: dict[str, Tensor]) -> Tensor:
         """Return a batch's images from `stored` uint8 [n, H, W, 3]."""
+        transform: Callable[..., Tensor] = transform_images
+        if self.device.type == "cuda":
+            transform = compile_transform(stored.shape, rows.shape, self.dtype, self.device)
         crops = (plan["dy"], plan["dx"], plan["flip"])
-        return self.transform(stored, rows, *crops, *self.constants, self.dtype)
+        return transform(stored, rows, *crops, *self.constants, self.dtype)
 
 
 class PinnedSource:

@@ -143,7 +143,7 @@ def _open_training(dataset: PackedDataset, device: torch.device, out: Path) -> T
 def _step(training: Training) -> Work:
     batch = next(iter(training.loader))
     batch = replace(batch, images=batch.images.clone())
-    training.network.train()
+    training.model.train()
 
     def work() -> int:
         training.take_step(batch, 1e-4)

@@ -106,7 +106,7 @@ def _train_epoch(
 ) -> EpochMetrics | None:
     """Train what is left of the current epoch; None if `limit` or a signal came first."""
     config, loader = training.config, training.loader
-    training.network.train()
+    training.model.train()
     epoch = loader.state.epoch
     pixels = training.pixels_of(epoch)
     clock = _Clock(loader.batch_size)

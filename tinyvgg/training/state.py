@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import scaled_size
 from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.open import Loader, open_loader
-from tinyvgg.model import LogitsOnly, Network, build_network, check_image_size, initialize_he
+from tinyvgg.model import Network, build_network, check_image_size, initialize_he
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.config import REFERENCE_MEAN, REFERENCE_STD, TrainConfig
@@ -39,7 +38,6 @@ class Training:
     dataset: PackedDataset
     loader: Loader
     model: Network
-    network: nn.Module
     amp: str
     device: torch.device
     compiled: bool
@@ -55,9 +53,9 @@ class Training:
 
     def __post_init__(self) -> None:
         """Build optimizer and step."""
-        optimizer = build_optimizer(self.network, self.config, self.amp)
+        optimizer = build_optimizer(self.model, self.config, self.amp)
         self.take_step = TrainStep(
-            self.network, optimizer, self.config, self.amp, self.device, self.compiled
+            self.model, optimizer, self.config, self.amp, self.device, self.compiled
         )
         self.epoch_meter = Meter.on(self.device)
 
@@ -125,7 +123,7 @@ class Training:
         image = self.dataset.manifest.image
         num_images = self.loader.batch_size // self.loader.world_size // self.config.accumulate
         labels = torch.zeros(num_images, dtype=torch.int64, device=self.device)
-        self.network.train()
+        self.model.train()
         for pixels in sorted({self.pixels_of(epoch) for epoch in range(self.config.epochs)}):
             size = scaled_size(image.height, image.width, pixels)
             shape = (num_images, *size, image.channels)
@@ -287,14 +285,11 @@ def open_training(
             f"{config.accumulate}, got {config.batch_size}"
         )
     model = build_model(config, len(dataset.class_names)).to(device)
-    network: nn.Module = LogitsOnly(model)
-    if loader.world_size > 1:
-        network = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
     average = None
     if config.ema_decay:  # running means of BatchNorm are copied, not averaged
         lerp = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         average = AveragedModel(model, multi_avg_fn=lerp)
-    training = Training(config, dataset, loader, model, network, amp, device, compiled, average)
+    training = Training(config, dataset, loader, model, amp, device, compiled, average)
     if checkpoint is not None:
         training.load_checkpoint(checkpoint)
     if rank == 0:

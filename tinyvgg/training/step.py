@@ -9,13 +9,16 @@ needs no scheduler state.
 
 import contextlib
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
+from tinyvgg.compiling import compile_apart
 from tinyvgg.loading.batch import Batch, resize_images
+from tinyvgg.loading.open import is_distributed
+from tinyvgg.model import Network
 from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.muon import Muon
@@ -113,12 +116,43 @@ class Meter:
         return loss / count, hits / count
 
 
-@dataclass
-class TrainStep:
-    """Forward, backward and update of one batch.
+class BatchLoss(nn.Module):
+    """A network and what is asked of it: images and labels to loss and hits, as one module.
+
+    One module, so that torch.compile sees network, autocast and loss as one graph, and
+    DistributedDataParallel can stand around what is compiled: around it, no graph is whole.
 
     Args:
-        network: images to logits; LogitsOnly, or that in DistributedDataParallel.
+        model: images to logits.
+        amp: "off", "bf16" or "fp16", resolved.
+        label_smoothing: probability spread evenly over all classes in the target.
+    """
+
+    def __init__(self, model: Network, amp: str, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self.amp = amp
+        self.label_smoothing = label_smoothing
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean cross-entropy and hits of a batch, float32 scalars on the device.
+
+        Args:
+            images: floating [B, 3, H, W], channels-last.
+            labels: int64 [B].
+        """
+        with torch.autocast(images.device.type, AMP_DTYPES[self.amp], enabled=self.amp != "off"):
+            logits = self.model.compute_logits(images).float()
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return loss, (logits.argmax(1) == labels).sum().float()
+
+
+@dataclass
+class TrainStep:
+    """Forward, backward and update of one batch, on all ranks together.
+
+    Args:
+        model: the network; its parameters are what `optimizer` updates.
         optimizer: of its parameters.
         config: the recipe.
         amp: "off", "bf16" or "fp16", resolved.
@@ -126,26 +160,29 @@ class TrainStep:
         compiled: whether forward and loss go through torch.compile.
     """
 
-    network: nn.Module
+    model: Network
     optimizer: torch.optim.Optimizer
     config: TrainConfig
     amp: str
     device: torch.device
     compiled: bool
     scaler: torch.amp.GradScaler = field(init=False)
-    compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = field(init=False)
+    compute: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
-        """Prepare the scaler (used by fp16 only) and compile."""
+        """Prepare the scaler (used by fp16 only), compile, and join the other ranks."""
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        self.compute = self.compute_loss
+        self.compute = BatchLoss(self.model, self.amp, self.config.label_smoothing)
         if self.compiled:
-            mode = self.config.compile_mode
-            self.compute = torch.compile(
-                self.compute_loss,
-                fullgraph=True,
-                dynamic=False,
-                mode=None if mode == "default" else mode,
+            self.compute.forward = compile_apart(  # type: ignore[method-assign]
+                self.compute.forward, mode=self.config.compile_mode
+            )
+        if is_distributed() and torch.distributed.get_world_size() > 1:
+            # it would cut the graph at every 25 MiB of gradients, of which there are 37, and takes
+            # no autograd.Function (torch 2.11 to 2.14)
+            torch._dynamo.config.optimize_ddp = False
+            self.compute = nn.parallel.DistributedDataParallel(
+                self.compute, gradient_as_bucket_view=True
             )
 
     @property
@@ -167,7 +204,7 @@ class TrainStep:
             labels: int64 [B].
         """
         devices = [self.device] if self.device.type == "cuda" else []
-        buffers = list(self.network.buffers())  # BatchNorm's running statistics
+        buffers = list(self.model.buffers())  # BatchNorm's running statistics
         kept = [buffer.clone() for buffer in buffers]
         with torch.random.fork_rng(devices=devices):
             for _ in range(3):  # warm up, record, replay
@@ -180,21 +217,8 @@ class TrainStep:
     def _compute(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.has_graphs:  # the last step's outputs may be overwritten from here on
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return self.compute(images, labels)
-
-    def compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean cross-entropy and hits of a batch, float32 scalars on the device.
-
-        Args:
-            images: floating [B, 3, H, W], channels-last.
-            labels: int64 [B].
-        """
-        with torch.autocast(self.device.type, AMP_DTYPES[self.amp], enabled=self.amp != "off"):
-            logits = self.network(images).float()
-        loss = nn.functional.cross_entropy(
-            logits, labels, label_smoothing=self.config.label_smoothing
-        )
-        return loss, (logits.argmax(1) == labels).sum().float()
+        loss, hits = self.compute(images, labels)
+        return loss, hits
 
     def __call__(
         self, batch: Batch, learning_rate: float, pixels: int | None = None
@@ -215,7 +239,7 @@ class TrainStep:
         loss, hits = self._accumulate(images, batch.labels)
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -239,6 +263,6 @@ class TrainStep:
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
         """Keep gradients on this rank for the length of a `with` block."""
-        if isinstance(self.network, nn.parallel.DistributedDataParallel):
-            return self.network.no_sync()
+        if isinstance(self.compute, nn.parallel.DistributedDataParallel):
+            return self.compute.no_sync()
         return contextlib.nullcontext()
