@@ -43,6 +43,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp  # noqa: E402
 from tinyvgg.dropout import Dropout  # noqa: E402
 from tinyvgg.loading.batch import transform_images  # noqa: E402
 from tinyvgg.training.config import TrainConfig  # noqa: E402
+from tinyvgg.training.muon import update_convolutions  # noqa: E402
 from tinyvgg.training.state import build_model  # noqa: E402
 from tinyvgg.training.step import BatchLoss  # noqa: E402
 
@@ -87,6 +88,20 @@ def step_graphs() -> list[Graph]:
     loss = BatchLoss(build_model(config, 100).train(), "fp16", config.label_smoothing)
     images = torch.zeros(BATCH, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     return capture_graphs(loss, images, torch.zeros(BATCH, dtype=torch.int64))
+
+
+def muon_graphs() -> list[Graph]:
+    """Return the graph of Muon's update of the ten convolutions, without weight decay."""
+    model = build_model(TrainConfig(Path("packed"), Path("run")), 100)
+    weights = [parameter for parameter in model.parameters() if parameter.dim() == 4]
+    others = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
+    counts = [torch.zeros(()) for _ in weights]
+
+    def update(rate: Tensor) -> None:
+        update_convolutions(weights, *others, counts, rate, 0.0, torch.bfloat16, True)
+
+    with torch.no_grad():
+        return capture_graphs(update, torch.ones(()))
 
 
 def pixel_pass_graphs() -> list[Graph]:
@@ -172,7 +187,8 @@ def describe(graphs: list[Graph]) -> dict[str, Any]:
 
 
 def main() -> None:
-    found = {"step": describe(step_graphs()), "pixel_pass": describe(pixel_pass_graphs())}
+    graphs = {"step": step_graphs, "muon": muon_graphs, "pixel_pass": pixel_pass_graphs}
+    found = {name: describe(capture()) for name, capture in graphs.items()}
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -23,6 +23,10 @@ CUDA = torch.device("cuda", 0)
 # launches of Triton kernels in forward and backward, beside 20 convolutions and 12 matrix products;
 # 80 with pooling by selections, 90 with torch's own (torch 2.11 and 2.14, sm_80 and sm_90)
 NUM_KERNELS = 76
+# kernels and library calls of Muon's update of ten convolutions, compiled; one by one they are 290
+MUON_LAUNCHES = 41
+# a counter and a fused kernel each for weights and biases that are AdamW's, with Muon or without
+ADAMW_CALLS = ["aten._foreach_add_.Scalar", "aten._fused_adamw_.default"] * 2
 
 
 @pytest.fixture
@@ -52,16 +56,18 @@ def fake_batch() -> Batch:
 
 
 class EveryResult(torch.utils._python_dispatch.TorchDispatchMode):
-    """Keeps every tensor that an operation gives."""
+    """Keeps every operation, and every tensor that one gives."""
 
     def __init__(self) -> None:
         super().__init__()
         self.results: list[tuple[str, Tensor]] = []
+        self.calls: list[str] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         out = func(*args, **(kwargs or {}))
+        self.calls.append(str(func))
         for value in torch.utils._pytree.tree_leaves(out):
             if isinstance(value, Tensor):
                 self.results.append((str(func), value))
@@ -110,6 +116,22 @@ def test_the_optimizer_step_stays_on_the_device_and_never_waits(optimizer: Any) 
         assert {tensor.device for tensor in state.values()} == {CUDA}
 
 
+def test_what_muon_leaves_to_adamw_is_two_kernels_for_each_of_two_groups() -> None:
+    model = VGG_Net(100)
+    config = TrainConfig(Path("packed"), Path("run"), optimizer="muon")
+    with FakeTensorMode():
+        build_on_cuda(model)
+        update = build_optimizer(model, config)
+        for parameter in model.parameters():
+            if parameter.dim() < 4:
+                parameter.grad = torch.empty_like(parameter)
+        update.step()  # creates its state
+        with EveryResult() as seen:
+            update.step()
+
+    assert [name for name in seen.calls if name.startswith("aten.")] == ADAMW_CALLS
+
+
 def test_the_spy_sees_what_would_make_the_host_wait() -> None:
     with FakeTensorMode(), HostSyncSpy() as spy:
         values = torch.empty(4, device=CUDA)
@@ -149,3 +171,6 @@ def test_the_training_step_compiles_to_cubins(capability: int) -> None:
     assert 0 < len(step["kernels"]) <= NUM_KERNELS
     assert step["num_cubins"] >= len(set(step["kernels"]))
     assert len(found["pixel_pass"]["kernels"]) == 1  # one read, one write
+    muon = found["muon"]
+    assert muon["not_on_cuda"] == muon["host_syncs"] == []
+    assert 0 < muon["num_launches"] <= MUON_LAUNCHES

@@ -39,7 +39,7 @@ def test_orthogonalize_iterates_as_torch_does_on_the_whole_matrix(shape: tuple[i
     torch.manual_seed(0)
     gradient = torch.randn(shape) * torch.rand(shape[1]) ** 2
 
-    found = orthogonalize(gradient)
+    (found,) = orthogonalize([gradient])
 
     expected = _zeropower_via_newtonschulz(gradient, COEFFICIENTS, NUM_ITERATIONS, 1e-7)
     assert found.shape == shape
@@ -55,15 +55,56 @@ def test_orthogonalize_keeps_the_singular_vectors_and_brings_the_values_to_one()
     for _ in range(NUM_ITERATIONS):
         expected = a * expected + b * expected**3 + c * expected**5
 
-    found = u.T @ orthogonalize(matrix).double() @ v.T
+    (orthogonal,) = orthogonalize([matrix])
+    found = u.T @ orthogonal.double() @ v.T
 
     assert relative_error(found, torch.diag(expected)) < TOLERANCE
     assert found.diagonal().min() > 0.6
     assert found.diagonal().max() < 1.3
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.02)])
+def test_matrices_in_stacks_become_what_they_become_alone(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    shapes = [(64, 27), (64, 576), (128, 1152), (256, 1152), (512, 2304), (700, 800)]
+    matrices = [torch.randn(shape) * torch.rand(shape[1]) ** 2 for shape in shapes]
+
+    alone = orthogonalize(matrices, dtype)
+    stacked = orthogonalize(matrices, dtype, stacked=True)
+
+    for shape, one, other in zip(shapes, stacked, alone, strict=True):
+        assert one.shape == other.shape == shape
+        assert relative_error(one, other) < tolerance
+
+
+@pytest.mark.slow
+def test_the_compiled_update_is_the_eager_one() -> None:
+    networks = [make_network() for _ in range(2)]
+    optimizers = [
+        Muon(
+            network.parameters(), dtype=torch.float32, compiled=compiled, lr=0.02, weight_decay=0.1
+        )
+        for network, compiled in zip(networks, (False, True), strict=True)
+    ]
+
+    for seed, rate in enumerate((0.02, 0.01, 0.005)):  # a rate compiled in would stay the first
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            backward(network, seed)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+
+    start = make_network()
+    for eager, compiled, before in zip(*(n.parameters() for n in (*networks, start)), strict=True):
+        assert relative_error(compiled - before, eager - before) < 1e-4
+
+
 def test_a_gradient_of_zero_moves_nothing() -> None:
-    assert torch.equal(orthogonalize(torch.zeros(8, 27)), torch.zeros(8, 27).bfloat16())
+    (found,) = orthogonalize([torch.zeros(8, 27)])
+
+    assert torch.equal(found, torch.zeros(8, 27).bfloat16())
 
 
 def test_convolutions_follow_torchs_muon_and_the_rest_adamw() -> None:

@@ -53,7 +53,9 @@ class Training:
 
     def __post_init__(self) -> None:
         """Build optimizer and step."""
-        optimizer = build_optimizer(self.model, self.config, self.amp)
+        # on a CPU a launch costs nothing, and foreign kernels would cost bits
+        is_launched = self.compiled and self.device.type != "cpu"
+        optimizer = build_optimizer(self.model, self.config, self.amp, compiled=is_launched)
         self.take_step = TrainStep(
             self.model, optimizer, self.config, self.amp, self.device, self.compiled
         )

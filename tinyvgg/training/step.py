@@ -56,7 +56,7 @@ def pixels_at(config: TrainConfig, epoch: int, stored: int) -> int:
 
 
 def build_optimizer(
-    model: nn.Module, config: TrainConfig, amp: str = "off"
+    model: nn.Module, config: TrainConfig, amp: str = "off", *, compiled: bool = False
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe, fused; only weights decay, not biases.
 
@@ -64,7 +64,10 @@ def build_optimizer(
         model: whose parameters it updates.
         config: the recipe.
         amp: resolved. Under fp16 sgd and muon are not fused: the scaler leaves it to a fused
-            optimizer to skip a step, and then sgd keeps uninitialized momentum (torch 2.14).
+            optimizer to skip a step, and then sgd keeps uninitialized momentum (torch 2.14). Muon
+            multiplies in bfloat16 where autocast does: a CPU without such instructions takes 20
+            times as long in it as in float32 (benchmarks/LOG.md).
+        compiled: whether Muon's update goes through torch.compile.
     """
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
@@ -82,7 +85,14 @@ def build_optimizer(
     # beta2 0.99: short runs have too few steps for the default 0.999 to settle
     betas = (0.9, 0.99)
     if config.optimizer == "muon":
-        return Muon(groups, lr=config.learning_rate, betas=betas, fused=can_fuse)
+        return Muon(
+            groups,
+            dtype=torch.bfloat16 if amp == "bf16" else torch.float32,
+            compiled=compiled,
+            lr=config.learning_rate,
+            betas=betas,
+            fused=can_fuse,
+        )
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
