@@ -171,7 +171,11 @@ def describe(graphs: list[Graph]) -> dict[str, Any]:
         calls = re.findall(r"= (?:extern_kernels|torch\.ops)\.([\w.]+)\(", body)
         calls += re.findall(r"^ +extern_kernels\.(\w+)\(", body, re.MULTILINE)
         launched = re.findall(r"^ +(triton_\w+)\.run\(", body, re.MULTILINE)
-        found["not_on_cuda"] += [node.name for node in nodes if node.meta["val"].device != CUDA]
+        found["not_on_cuda"] += [
+            node.name
+            for node in nodes
+            if node.meta["val"].device != CUDA and node.meta["val"].dim()  # numbers are compiled in
+        ]
         found["convolutions"] += [
             str(node.target).split(".")[1]
             for node in graph.graph.nodes
