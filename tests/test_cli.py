@@ -167,24 +167,33 @@ def test_recipe_seed_prints_the_reference_line(quick_start: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_ranks_train_what_one_trains(quick_start: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_what_one_trains_compiled_or_not(quick_start: Path, tmp_path: Path) -> None:
     words = ["train", str(quick_start / "packed"), "--epochs", "1", "--batch-size", "16"]
     words += ["--amp", "off", "--dropout", "0", "--device", "cpu"]
     one = type_command(*words, "--out", tmp_path / "one")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", "2", "-m", "tinyvgg.cli"]
-    two = subprocess.run(
-        [*launcher, *words, "--out", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    runs = [
+        subprocess.run(
+            [*launcher, *words, "--compile", compiled, "--out", str(tmp_path / compiled)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_LOGS": "graph_breaks"},
+        )
+        for compiled in ("off", "on")
+    ]
 
-    assert one.returncode == two.returncode == 0, two.stderr
-    read = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "two")]
+    assert one.returncode == 0, one.stderr
+    metrics = [json.loads((tmp_path / "one" / "metrics.jsonl").read_text())]
+    for run, compiled in zip(runs, ("off", "on"), strict=True):
+        assert run.returncode == 0, run.stderr
+        assert "Graph break" not in run.stderr
+        config = json.loads((tmp_path / compiled / "config.json").read_text())
+        assert config["resolved"]["compiled"] is (compiled == "on")
+        metrics.append(json.loads((tmp_path / compiled / "metrics.jsonl").read_text()))
     for key in ("train_loss", "val_loss"):
-        assert read[0][key] == pytest.approx(read[1][key], rel=1e-3)
+        assert [line[key] for line in metrics[1:]] == pytest.approx([metrics[0][key]] * 2, rel=1e-3)
 
 
 def test_verify_and_inspect_of_a_good_folder(packed: object) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch.distributed
 
 from tinyvgg.errors import DivergedError
+from tinyvgg.training.clock import Clock
 from tinyvgg.training.run import EpochMetrics, RunFolder
 from tinyvgg.training.signals import StopRequest
 from tinyvgg.training.state import Training
@@ -32,7 +33,7 @@ class StepReport:
         step: of the epoch, from 1.
         steps_per_epoch: of a full epoch.
         images_per_sec: over all devices, in this epoch and call.
-        data_wait_share: of the time, spent waiting for a batch, 0 to 1.
+        data_wait_share: of the time, in which the device waited for a batch, 0 to 1.
         loss: mean over the steps since the last reading, or None.
         top1: likewise, 0 to 1.
     """
@@ -109,7 +110,7 @@ def _train_epoch(
     training.model.train()
     epoch = loader.state.epoch
     pixels = training.pixels_of(epoch)
-    clock = _Clock(loader.batch_size)
+    clock = Clock.on(training.device, loader.batch_size)
     window = Meter.on(training.device)
     learning_rate = 0.0
     saved_at = time.monotonic()
@@ -193,46 +194,3 @@ def _close_window(window: Meter, training: Training) -> tuple[float, float]:
     window.sums.zero_()
     window.num_images = 0
     return loss, top1
-
-
-class _Clock:
-    """Images per second and the share of time spent waiting for data."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.started = self.lapped = time.perf_counter()
-        self.wait_sec = 0.0
-        self.num_steps = 0
-
-    def waiting(self) -> "_Waiting":
-        return _Waiting(self)
-
-    def count(self) -> None:
-        self.num_steps += 1
-
-    def elapsed_sec(self) -> float:
-        return time.perf_counter() - self.started
-
-    def lap_sec(self) -> float:
-        """Return the seconds since this was asked last."""
-        before, self.lapped = self.lapped, time.perf_counter()
-        return self.lapped - before
-
-    def images_per_sec(self) -> float:
-        return self.num_steps * self.batch_size / self.elapsed_sec()
-
-    def wait_share(self) -> float:
-        return self.wait_sec / self.elapsed_sec()
-
-
-class _Waiting:
-    """Adds the time of a `with` block to a clock's waiting time."""
-
-    def __init__(self, clock: _Clock) -> None:
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.clock.wait_sec += time.perf_counter() - self.started
