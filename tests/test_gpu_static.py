@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.gpu_static import HostSyncSpy, allow_cuda_autocast, known_torch
 from tinyvgg.loading.batch import Batch
 from tinyvgg.model import VGG_Net
+from tinyvgg.training.average import AveragedNetwork
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
 
@@ -114,6 +115,21 @@ def test_the_optimizer_step_stays_on_the_device_and_never_waits(optimizer: Any) 
     assert {value.device for _, value in seen.results} == {CUDA}
     for state in update.state.values():
         assert {tensor.device for tensor in state.values()} == {CUDA}
+
+
+def test_averaging_weights_asks_nothing_of_the_device_in_one_call() -> None:
+    model = VGG_Net(100)
+    average = AveragedNetwork(model, 0.9)
+    with FakeTensorMode():
+        build_on_cuda(model)
+        build_on_cuda(average.module)
+        average.update(model)
+        with EveryResult() as seen, HostSyncSpy() as spy:
+            average.update(model)
+
+    assert spy.hits == []
+    launching = [name for name in seen.calls if not name.startswith(("prim.", "aten.detach"))]
+    assert launching == ["aten._foreach_lerp_.Scalar"]
 
 
 def test_what_muon_leaves_to_adamw_is_two_kernels_for_each_of_two_groups() -> None:

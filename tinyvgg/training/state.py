@@ -6,10 +6,9 @@ To:   `loop`, which moves it from step to step; `run`, which keeps its checkpoin
 
 import logging
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import scaled_size
@@ -18,6 +17,7 @@ from tinyvgg.loading.open import Loader, open_loader
 from tinyvgg.model import Network, build_network, check_image_size, initialize_he
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
+from tinyvgg.training.average import AveragedNetwork
 from tinyvgg.training.config import REFERENCE_MEAN, REFERENCE_STD, TrainConfig
 from tinyvgg.training.devices import agree_on
 from tinyvgg.training.run import EpochMetrics, RunFolder, read_run_config
@@ -41,7 +41,7 @@ class Training:
     amp: str
     device: torch.device
     compiled: bool
-    average: AveragedModel | None = None
+    average: AveragedNetwork | None = None
     step: int = 0
     unscored: EpochMetrics | None = None
     best_top1: float = -1.0
@@ -71,7 +71,7 @@ class Training:
         """The network that is evaluated: with averaged weights if there are any."""
         if self.average is None:
             return self.model
-        return cast(Network, self.average.module)
+        return self.average.module
 
     def pixels_of(self, epoch: int) -> int:
         """Return the shorter side of an epoch's images."""
@@ -110,7 +110,7 @@ class Training:
     def update_average(self) -> None:
         """Move the averaged weights a little towards the present ones, if there is an average."""
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
 
     @property
     def num_steps(self) -> int:
@@ -287,10 +287,7 @@ def open_training(
             f"{config.accumulate}, got {config.batch_size}"
         )
     model = build_model(config, len(dataset.class_names)).to(device)
-    average = None
-    if config.ema_decay:  # running means of BatchNorm are copied, not averaged
-        lerp = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(model, multi_avg_fn=lerp)
+    average = AveragedNetwork(model, config.ema_decay) if config.ema_decay else None
     training = Training(config, dataset, loader, model, amp, device, compiled, average)
     if checkpoint is not None:
         training.load_checkpoint(checkpoint)
