@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.gpu_static import HostSyncSpy, allow_cuda_autocast, known_torch
-from tinyvgg.loading.batch import Batch
+from tinyvgg.inference.evaluate import evaluate_network
+from tinyvgg.loading.batch import Batch, resize_images, resize_matrices
 from tinyvgg.model import VGG_Net
 from tinyvgg.training.average import AveragedNetwork
 from tinyvgg.training.config import TrainConfig
@@ -115,6 +117,38 @@ def test_the_optimizer_step_stays_on_the_device_and_never_waits(optimizer: Any) 
     assert {value.device for _, value in seen.results} == {CUDA}
     for state in update.state.values():
         assert {tensor.device for tensor in state.values()} == {CUDA}
+
+
+def test_evaluation_never_waits_before_its_end(cuda_autocast: None) -> None:
+    model = VGG_Net(100).eval()
+
+    class Loader:
+        def epoch(self, number: int) -> Iterator[Batch]:
+            while True:
+                yield fake_batch()
+
+    class EndOfTestError(Exception):
+        pass
+
+    scored = []
+
+    def advance(num_images: int) -> None:
+        scored.append(num_images)
+        if len(scored) == 3:
+            raise EndOfTestError
+
+    with FakeTensorMode():
+        build_on_cuda(model)
+        resize_images(fake_batch().images, 48)  # its matrices are copied to the device once
+        loader: Any = Loader()
+        with HostSyncSpy() as spy, pytest.raises(EndOfTestError):
+            evaluate_network(
+                model, loader, 100, amp="fp16", device=CUDA, pixels=48, advance=advance
+            )
+    resize_matrices.cache_clear()  # fake ones
+
+    assert scored == [8, 8, 8]
+    assert spy.hits == []
 
 
 def test_averaging_weights_asks_nothing_of_the_device_in_one_call() -> None:

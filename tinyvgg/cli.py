@@ -21,6 +21,8 @@ from tinyvgg import __version__
 from tinyvgg.errors import TinyvggError
 
 if TYPE_CHECKING:
+    import torch
+
     from tinyvgg.inference.evaluate import Evaluation
     from tinyvgg.shards.store import PackedDataset
     from tinyvgg.training.config import TrainConfig
@@ -183,7 +185,7 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
         "val",
         LoaderConfig(
             backend=config.backend,
-            batch_size=256 // training.loader.world_size * training.loader.world_size,
+            batch_size=score_batch_size(device, training.loader.world_size),
             mean=training.loader.normalization.mean,
             std=training.loader.normalization.std,
         ),
@@ -216,6 +218,11 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
                 record_epoch(training, run, scored)
             if evaluation.top1 >= target:
                 return
+
+
+def score_batch_size(device: "torch.device", world_size: int) -> int:
+    """Return the images that all ranks score at once: 1,024 fill a GPU, 256 a CPU's cache."""
+    return max(1, (256 if device.type == "cpu" else 1024) // world_size) * world_size
 
 
 def record_epoch(training: "Training", run: "RunFolder", metrics: "EpochMetrics") -> None:

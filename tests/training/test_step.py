@@ -7,7 +7,7 @@ import torchvision.transforms.v2
 from torch import nn
 
 from tests.closeness import relative_error
-from tinyvgg.loading.batch import Batch, resize_images
+from tinyvgg.loading.batch import Batch, resize_images, scaled_size
 from tinyvgg.model import VGG_Net
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.state import build_model
@@ -211,15 +211,22 @@ def test_sgd_follows_a_plain_nesterov_loop(make_config: Callable[..., TrainConfi
     assert relative_error(found, expected) < 1e-6
 
 
-def test_images_are_reduced_as_torchvision_does(make_config: Callable[..., TrainConfig]) -> None:
-    images = random_batch(3, pixels=64).images
+@pytest.mark.parametrize(
+    ("height", "width", "pixels"), [(64, 64, 48), (64, 64, 32), (80, 48, 40), (48, 95, 47)]
+)
+def test_images_are_reduced_as_torchvision_does(height: int, width: int, pixels: int) -> None:
+    images = torch.randn(3, 3, height, width).contiguous(memory_format=torch.channels_last)
+    size = scaled_size(height, width, pixels)
 
-    resized = resize_images(images, 48)
+    resized = resize_images(images, pixels)
 
-    expected = torchvision.transforms.v2.functional.resize(images, [48, 48], antialias=True)
+    expected = torchvision.transforms.v2.functional.resize(images, list(size), antialias=True)
     assert torch.allclose(resized, expected, atol=1e-6)
     assert resized.is_contiguous(memory_format=torch.channels_last)
-    assert resize_images(images, 64) is images
-    half = resize_images(images.bfloat16(), 48)
-    assert half.dtype == torch.bfloat16
-    assert relative_error(half.float(), expected) < 1e-2
+    assert resize_images(images, min(height, width)) is images
+    for dtype, unit in ((torch.bfloat16, 2**-8), (torch.float16, 2**-11)):
+        half = resize_images(images.to(dtype), pixels)
+        assert half.dtype == dtype
+        rounded = images.to(dtype).float()
+        exact = torchvision.transforms.v2.functional.resize(rounded, list(size), antialias=True)
+        assert ((half.float() - exact).abs() <= unit * exact.abs().clamp(min=1)).all()

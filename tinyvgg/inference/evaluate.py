@@ -3,8 +3,9 @@
 From: `training` (a network, or the checkpoint it wrote) and `loading`.
 To:   the command line, and `reporting`.
 
-K classes. Padding rows are cut off before anything is counted, sums are divided by the global
-count, so the result does not depend on batch size or world size. Always in eval mode.
+K classes. Padding rows, whose label is -100, count nowhere, and sums are divided by the global
+count, so the result does not depend on batch size or world size. Always in eval mode. Nothing is
+read from the device before the end, so the host runs ahead of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -95,26 +96,27 @@ def evaluate_network(
     """
     was_training = network.training
     network.eval()
-    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+    # one bin more than pairs of classes: padding's, so that shapes stay and the host waits for none
+    num_bins = num_classes * num_classes + 1
+    confusion = torch.zeros(num_bins, dtype=torch.int64, device=device)
     top5_hits = torch.zeros((), dtype=torch.int64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
     for batch in loader.epoch(0):
         images = batch.images if pixels is None else resize_images(batch.images, pixels)
         with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             logits = network.compute_logits(images)
-        logits, labels = logits[: batch.num_valid].float(), batch.labels[: batch.num_valid]
-        loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum")
+        logits, labels = logits.float(), batch.labels
+        loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum")  # without padding
         best = logits.topk(min(5, num_classes), dim=1).indices
         top5_hits += (best == labels[:, None]).sum()
-        confusion += torch.bincount(
-            labels * num_classes + best[:, 0], minlength=num_classes * num_classes
-        )
+        pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
+        confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
         advance(batch.num_valid)
     network.train(was_training)
     if is_distributed():
         for sums in (confusion, top5_hits, loss_sum):
             torch.distributed.all_reduce(sums)
-    matrix = confusion.view(num_classes, num_classes).cpu().numpy()
+    matrix = confusion[:-1].view(num_classes, num_classes).cpu().numpy()
     num_images = int(matrix.sum())
     return Evaluation(
         loss=loss_sum.item() / num_images,
