@@ -93,7 +93,9 @@ class Measurement:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """First and third quartile of the repeats."""
+        """First and third quartile of the repeats; of one repeat, itself twice."""
+        if len(self.repeats) == 1:
+            return self.repeats[0], self.repeats[0]
         first, _, third = statistics.quantiles(self.repeats, n=4, method="inclusive")
         return first, third
 
@@ -170,7 +172,10 @@ def describe_machine() -> dict[str, Any]:
     """Return what a record must say of the machine, the versions and the checkout."""
 
     def output_of(*words: str) -> str:
-        done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY)
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY)
+        except FileNotFoundError:  # no git here
+            return ""
         return done.stdout.strip()
 
     cpu_info = Path("/proc/cpuinfo")
@@ -181,12 +186,13 @@ def describe_machine() -> dict[str, Any]:
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     import torch
 
+    commit = output_of("git", "rev-parse", "HEAD")
+    changes = output_of("git", "status", "--porcelain", "--", ".", ":!benchmarks/records")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": output_of("git", "rev-parse", "HEAD"),
-        "is_dirty": bool(
-            output_of("git", "status", "--porcelain", "--", ".", ":!benchmarks/records")
-        ),
+        # a copy without git: the environment may say of what
+        "commit": commit or os.environ.get("COMMIT", "unknown"),
+        "is_dirty": bool(changes) if commit else None,
         "cpu": fields.get("model name", platform.processor()),
         "cpu_family_model": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
         "cpu_flags": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),

@@ -20,6 +20,7 @@ Images stay HWC from the shard to the batch: seen as [b, C, H, W] they are chann
 a copy. DALI has no bfloat16, so for it torch rounds DALI's float32 on the device.
 """
 
+import contextlib
 import ctypes
 import os
 import weakref
@@ -226,6 +227,15 @@ def _keep_for_good() -> None:
 os.register_at_fork(after_in_child=_keep_for_good)
 
 
+def current_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Make a CUDA device the current one for the length of a `with` block.
+
+    DALI takes pinned memory for that of the device that is current when it is wrapped: for a
+    pipeline on cuda:1, of another one than its own.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 class EndlessPipeline:
     """A built pipeline: outputs in order, from where its feed was told to start.
 
@@ -240,8 +250,9 @@ class EndlessPipeline:
         self.device = device
         self.process_id = os.getpid()
         self.num_taken = 0
-        self.pipeline = define_pipeline(feed, device, **options)
-        self.pipeline.build()
+        with current_device(device):
+            self.pipeline = define_pipeline(feed, device, **options)
+            self.pipeline.build()
         _running.add(self)
         self._schedule()  # the first time, as many as the queue holds
 
@@ -279,7 +290,8 @@ class EndlessPipeline:
 
     def _schedule(self) -> None:
         try:
-            self.pipeline.schedule_run()
+            with current_device(self.device):  # of which the feed's pinned memory is said to be
+                self.pipeline.schedule_run()
         except (RuntimeError, TypeError, ValueError) as error:
             raise self._name_images(self.feed.next_iteration, error) from error
 

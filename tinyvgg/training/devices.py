@@ -66,7 +66,10 @@ def joined_world(device: torch.device) -> Iterator[int]:
         return
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":  # said, NCCL need not guess it from the rank
+        torch.distributed.init_process_group("nccl", device_id=device)
+    else:
+        torch.distributed.init_process_group("gloo")
     try:
         yield torch.distributed.get_rank()
         torch.distributed.barrier()
