@@ -27,7 +27,7 @@ from tinyvgg.loading.batch import Batch
 from tinyvgg.model import STAGE_CHANNELS, VGG_Net
 from tinyvgg.reporting.bench import Work
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
-from tinyvgg.training.config import RECIPES, TrainConfig
+from tinyvgg.training.config import CPU_STEPS, RECIPES, TrainConfig
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.state import build_model
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
@@ -134,9 +134,8 @@ def main() -> None:
     steady: dict[str, Any] = {"window_sec": 2.0, "num_windows": 2, "min_warm_windows": 1}
     steady |= {"flop_per_image": FLOP_PER_IMAGE}
     batch_norm_flop = train_flop(RECIPES["fast-bn"]["arch"], NUM_CLASSES, PIXELS, PIXELS)
-    fast = TrainConfig(Path("packed"), Path("run"))
-
-    step = {"batch_size": fast.batch_size, "amp": amp, "compiled": False}
+    batch_size = CPU_STEPS["fast"].batch_size
+    step = {"batch_size": batch_size, "amp": amp, "compiled": False}
     arms = [
         Arm("tinyvgg step, recipe fast", "benchmarks.train_step:tinyvgg_step", step,
             environment=TRAIN_ENVIRONMENT, ceiling=CONVOLUTIONS, **steady),
@@ -145,7 +144,7 @@ def main() -> None:
         Arm("reference step, batch 50", "benchmarks.train_step:reference",
             {"batch_size": 50}, ceiling=CONVOLUTIONS, **steady),
         Arm(CONVOLUTIONS, "benchmarks.train_step:convolutions",
-            {"batch_size": fast.batch_size, "amp": amp}, environment=TRAIN_ENVIRONMENT, **steady),
+            {"batch_size": batch_size, "amp": amp}, environment=TRAIN_ENVIRONMENT, **steady),
     ]  # fmt: skip
     measured = measure(arms, num_repeats=options.repeats)
     ours, batch_norm, reference_arm, ceiling = (measured[arm.name] for arm in arms)

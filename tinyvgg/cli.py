@@ -171,7 +171,8 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
     from tinyvgg.inference.evaluate import evaluate_network
     from tinyvgg.loading.config import LoaderConfig
     from tinyvgg.loading.open import open_loader
-    from tinyvgg.training.loop import train
+    from tinyvgg.training.clock import Pace
+    from tinyvgg.training.loop import finish_epoch, save_run, train
     from tinyvgg.training.run import RunFolder
     from tinyvgg.training.signals import StopRequested
 
@@ -180,6 +181,7 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
     if training.unscored is None and training.best_top1 >= target:
         return  # reached before it was resumed
     run = RunFolder(config.out) if is_main else None
+    plot_pace = Pace()  # curves take longer to draw than an epoch of a GPU
     val_loader = open_loader(
         dataset,
         "val",
@@ -206,7 +208,7 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
                 )
             except StopRequested:  # the epoch is scored by the run that goes on
                 if run is not None:
-                    run.write_last(training.checkpoint())
+                    save_run(training, run)
                 return
             scored = replace(
                 metrics,
@@ -215,9 +217,17 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
                 val_top5=evaluation.top5,
             )
             if run is not None:
-                record_epoch(training, run, scored)
+                finish_epoch(training, run, scored)
+                print_epoch(scored, config.epochs)
+                if plot_pace.is_due():
+                    with plot_pace.spending():
+                        draw_history(training, run)
             if evaluation.top1 >= target:
-                return
+                if run is not None:
+                    save_run(training, run)
+                break
+    if run is not None and training.history:
+        draw_history(training, run)
 
 
 def score_batch_size(device: "torch.device", world_size: int) -> int:
@@ -225,19 +235,16 @@ def score_batch_size(device: "torch.device", world_size: int) -> int:
     return max(1, (256 if device.type == "cpu" else 1024) // world_size) * world_size
 
 
-def record_epoch(training: "Training", run: "RunFolder", metrics: "EpochMetrics") -> None:
-    """Save a scored epoch, draw its curves, print its line."""
+def draw_history(training: "Training", run: "RunFolder") -> None:
+    """Draw the curves of all epochs so far, and write them for TensorBoard."""
     from tinyvgg.reporting.plots import plot_curves
-    from tinyvgg.training.loop import finish_epoch
 
-    finish_epoch(training, run, metrics)
     history = [asdict(line) for line in training.history]
     plot_curves(history, run.path)
     if training.config.tensorboard:
         from tinyvgg.reporting.tensorboard import write_events
 
         write_events(history, run.path / "tensorboard")
-    print_epoch(metrics, training.config.epochs)
 
 
 def run_evaluate(argv: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tinyvgg.training.clock import Clock
+from tinyvgg.training.clock import Clock, Pace
 
 
 class SimulatedDevice:
@@ -144,3 +144,29 @@ def test_the_share_lags_behind_the_device_and_never_waits_for_it() -> None:
     assert device.now == before
     device.host(10.0)
     assert clock.wait_share() == pytest.approx(10.1 / 10.2)
+
+
+def test_a_pace_keeps_something_slow_to_its_share_of_the_time() -> None:
+    now = [0.0]
+    pace = Pace(0.05, lambda: now[0])
+    spent = 0.0
+
+    for _ in range(1000):  # epochs of 0.9 s
+        now[0] += 0.9
+        if pace.is_due():
+            with pace.spending():
+                now[0] += 0.5
+            spent += 0.5
+
+    assert 0.045 < spent / now[0] <= 0.05
+
+
+def test_what_is_rare_is_done_every_time() -> None:
+    now = [0.0]
+    pace = Pace(0.05, lambda: now[0])
+
+    for _ in range(10):
+        assert pace.is_due()
+        with pace.spending():
+            now[0] += 1.0
+        now[0] += 60.0

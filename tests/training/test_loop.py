@@ -16,7 +16,7 @@ from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.open import open_loader
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import TrainConfig
-from tinyvgg.training.loop import StepReport, finish_epoch, train
+from tinyvgg.training.loop import StepReport, finish_epoch, save_run, train
 from tinyvgg.training.run import RunFolder, read_run_config
 from tinyvgg.training.signals import StopRequested, stop_request
 from tinyvgg.training.state import Training, open_training
@@ -136,7 +136,7 @@ def train_and_score(
                     advance=lambda num_images: stop.check(),
                 )
             except StopRequested:
-                run.write_last(training.checkpoint())
+                save_run(training, run)
                 break
             scored = replace(metrics, val_loss=evaluation.loss, val_top1=evaluation.top1)
             finish_epoch(training, run, replace(scored, val_top5=evaluation.top5))

@@ -1,4 +1,4 @@
-"""Clock: images per second of an epoch, and the share of its time that went into waiting for data.
+"""Clock: images per second of an epoch, the share of it spent waiting for data, and a pace.
 
 From: `loop`, which marks where it asks for a batch and where it has one.
 To:   every step's report, and an epoch's metrics.
@@ -9,6 +9,7 @@ between two events on the model's stream: one passes when the device has nothing
 host is asking, the other when the batch is there. Neither makes the host wait.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -98,3 +99,29 @@ class Clock:
             asked, ready = self.pending.popleft()
             self.wait_sec += asked.elapsed_time(ready) / 1e3
         return self.wait_sec / self.elapsed_sec()
+
+
+class Pace:
+    """Says when something slow may be done again, so that it takes a share of the time at most.
+
+    Args:
+        share: of the time, 0 to 1.
+        now: seconds, from any start.
+    """
+
+    def __init__(self, share: float = 0.05, now: Callable[[], float] = time.monotonic) -> None:
+        self.share = share
+        self.now = now
+        self.due_at = -math.inf
+
+    def is_due(self) -> bool:
+        """Return whether it may be done now; the first time it may."""
+        return self.now() >= self.due_at
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Do it in a `with` block; what it takes decides when it is due again."""
+        started = self.now()
+        yield
+        ended = self.now()
+        self.due_at = ended + (ended - started) * (1 - self.share) / self.share

@@ -4,7 +4,7 @@
 line takes the recipe first and lets single flags override it; the result is stored in the run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,14 +43,14 @@ class TrainConfig:
     """Pixels a side of the first epochs' images, at most as stored; the rest are as stored."""
     size_shares: tuple[float, ...] = (0.65,)
     """Share of all epochs at each of --sizes."""
-    batch_size: int = 64
-    """Images in a step, over all devices."""
+    batch_size: int = 0
+    """Images in a step, over all devices. 0: the recipe's, by device; fewer for a small set."""
     accumulate: int = 1
     """Parts that a step's images are cut into, one after the other, to save memory."""
     optimizer: Literal["muon", "adamw", "adam", "sgd"] = "muon"
     """muon (adamw but for convolutions), adamw, sgd (Nesterov, momentum 0.9), or adam."""
-    learning_rate: float = 0.02
-    """At its peak; of muon and sgd some 30 times that of adamw and adam."""
+    learning_rate: float = 0.0
+    """Peak learning rate; muon and sgd need about 30 times adamw's. 0: the recipe's, by device."""
     weight_decay: float = 0.0
     """Of weights, not biases; of muon, adamw and sgd."""
     warmup: float = 0.15
@@ -75,8 +75,8 @@ class TrainConfig:
     """Autocast to bf16 or fp16, or off; auto takes what the device is good at, and keeps it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the step; auto means on CUDA only."""
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
-    """Of torch.compile; reduce-overhead replays CUDA graphs, max-autotune also tries kernels."""
+    compile_mode: Literal["auto", "default", "reduce-overhead", "max-autotune"] = "auto"
+    """Of torch.compile: reduce-overhead replays CUDA graphs, max-autotune also tries kernels."""
     backend: Backend = "auto"
     """Loader: auto, dali (NVIDIA DALI), torch (mapped shards) or resident (in device memory)."""
     device: str = "auto"
@@ -102,11 +102,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name in ("epochs", "batch_size", "log_every", "accumulate", "limit_steps", "profile"):
+        for name in ("epochs", "log_every", "accumulate", "limit_steps", "profile"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("weight_decay", "clip_norm", "learning_rate", "seed", "checkpoint_minutes"):
+        for name in (
+            "batch_size", "learning_rate", "weight_decay", "clip_norm", "seed", "checkpoint_minutes"
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("dropout", "warmup", "label_smoothing", "ema_decay"):
@@ -132,7 +134,7 @@ class TrainConfig:
                 f"batch_size must be divisible by accumulate {self.accumulate}, "
                 f"got {self.batch_size}"
             )
-        if self.accumulate > 1 and self.compile_mode != "default":
+        if self.accumulate > 1 and self.compile_mode not in ("auto", "default"):
             raise ValueError(  # pytorch#169545: CUDA graphs overwrite what is being added up
                 f"compile_mode must be default with accumulate {self.accumulate}, "
                 f"got {self.compile_mode!r}"
@@ -149,9 +151,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 15,
         "sizes": (32, 48),  # an image of 32 pixels costs a quarter of one of 64
         "size_shares": (0.46, 0.27),  # 7 epochs of 32, 4 of 48, 4 of 64
-        "batch_size": 128,  # 6 % more images/sec than 64
         "optimizer": "sgd",  # with BatchNorm as good as Adam, for less memory and time
-        "learning_rate": 0.05,  # at batch 128; 0.02 at 32
         "weight_decay": 5e-4,  # ffcv's and airbench's, for SGD
     },
     "seed": {  # the reference loop, as facts in its description; only its validation is mended
@@ -159,10 +159,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 20,
         "sizes": (),  # fast: 48 pixels cost 56 %, and sharpen the eye for what 64 adds
         "size_shares": (),
-        "batch_size": 50,
         # fast: muon, 60 % after 3 epochs where adamw has 25.7 (benchmarks/LOG.md)
         "optimizer": "adam",
-        "learning_rate": 1e-4,  # fast: 0.02 is the spectral norm of a step, of weights' about 2
         "warmup": 0.0,  # fast: the first steps of a high rate would throw He's weights away
         "decay": "none",  # fast: down to zero, so that the last epochs settle
         "label_smoothing": 0.0,
@@ -179,12 +177,75 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 60,  # six times `fast`: what a GPU does in minutes
         "sizes": (48,),  # the first half at 56 % of the cost
         "size_shares": (0.5,),
-        "batch_size": 512,  # fills a GPU
         "optimizer": "sgd",
-        "learning_rate": 0.2,  # that of fast-bn, in proportion to the batch size
         "weight_decay": 5e-4,
         "warmup": 0.05,  # three epochs
         "dropout": 0.2,  # long runs do overfit
         "ema_decay": 0.998,  # half-life 350 steps, two epochs of 100,000 images
     },
 }
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What of a recipe depends on the device.
+
+    Attributes:
+        batch_size: images in a step, over all devices.
+        learning_rate: at its peak.
+        compile_mode: of torch.compile, where the step is compiled.
+    """
+
+    batch_size: int
+    learning_rate: float
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+
+
+# On a CPU, as measured (benchmarks/LOG.md). Of muon 0.02 is the spectral norm of a step, where
+# weights have about 2; a batch of 128 gives 6 % more images/sec than one of 64.
+CPU_STEPS = {
+    "fast": StepSize(64, 0.02),
+    "fast-bn": StepSize(128, 0.05),  # 0.02 at 32
+    "seed": StepSize(50, 1e-4),  # the reference's, on any device
+    "strong": StepSize(512, 0.2),  # that of fast-bn, in proportion to the batch size
+}
+# On CUDA, not measured yet. Estimated: an H100 takes 1 ms for 64 images and the host 2 ms to launch
+# them, so 256 keep the device busy; more would leave too few steps. The rate grows with the root of
+# the batch for muon, as for adamw, and in proportion to it for sgd (Goyal et al., 2017).
+CUDA_STEPS = {
+    **CPU_STEPS,
+    "fast": StepSize(256, 0.04),
+    "fast-bn": StepSize(512, 0.2),
+}
+STEPS_PER_EPOCH = 10  # under this a smaller batch of the recipe is taken, if it has one
+
+
+def resolve_steps(
+    config: TrainConfig, device_type: str, num_images: int, num_parts: int = 1
+) -> TrainConfig:
+    """Return a recipe with batch size, learning rate and compile mode for a device and a set.
+
+    What is set stays. What is not is the recipe's for the device, or for a CPU where that leaves a
+    small set too few steps; a set of fewer images than that gets a batch that it fills.
+
+    Args:
+        config: as it was asked for.
+        device_type: "cuda", "cpu" or another.
+        num_images: in the train split.
+        num_parts: ranks times accumulate, by which a batch must be divisible.
+    """
+    sizes = [CPU_STEPS[config.recipe]]
+    if device_type == "cuda":
+        sizes.insert(0, CUDA_STEPS[config.recipe])
+    fitting = [size for size in sizes if size.batch_size * STEPS_PER_EPOCH <= num_images]
+    chosen = (fitting or sizes[-1:])[0]
+    batch_size = chosen.batch_size
+    while batch_size > max(num_images, 1):
+        batch_size //= 2
+    batch_size = max(1, batch_size // num_parts) * num_parts
+    return replace(
+        config,
+        batch_size=config.batch_size or batch_size,
+        learning_rate=config.learning_rate or chosen.learning_rate,
+        compile_mode=chosen.compile_mode if config.compile_mode == "auto" else config.compile_mode,
+    )

@@ -82,20 +82,36 @@ def train(
         training.unscored = metrics
         training.share_buffers()
         yield metrics
-    if run is not None and (training.epoch_meter.num_images or stop.agreed is not None):
-        run.write_last(training.checkpoint())
+    is_behind = not training.is_saved or training.epoch_meter.num_images or stop.agreed is not None
+    if run is not None and is_behind:
+        save_run(training, run)
 
 
 def finish_epoch(training: Training, run: RunFolder, metrics: EpochMetrics) -> None:
-    """Record an evaluated epoch: history, last.pt, and best.pt if it is the best so far."""
+    """Record an evaluated epoch in the history, and save the run if that is due.
+
+    Saving takes a twentieth of the time at most: a GPU's epoch may be shorter than a checkpoint
+    takes. What is not saved now is when it is due again, or when `train` comes to its end.
+    """
     training.unscored = None
     training.history.append(metrics)
-    is_best = metrics.val_top1 > training.best_top1
-    if is_best:
+    if metrics.val_top1 > training.best_top1:
         training.best_top1 = metrics.val_top1
-        run.write_best(training.checkpoint(weights_only=True))
-    run.write_last(training.checkpoint())
+        training.best = training.copy_best()
+    training.is_saved = False
     run.write_metrics(training.history)
+    if training.save_pace.is_due():
+        save_run(training, run)
+
+
+def save_run(training: Training, run: RunFolder) -> None:
+    """Write best.pt, if there is a better one than on disk, then last.pt, which knows of it."""
+    with training.save_pace.spending():
+        if training.best is not None:
+            run.write_best(training.best)
+            training.best = None
+        run.write_last(training.checkpoint())
+    training.is_saved = True
 
 
 def _train_epoch(
@@ -147,7 +163,7 @@ def _train_epoch(
         # where the window was closed on all ranks; the end of an epoch is `finish_epoch`'s
         if run is not None and is_due and loss_read is not None and loader.state.epoch == epoch:
             training.elapsed_sec += clock.lap_sec()
-            run.write_last(training.checkpoint())
+            save_run(training, run)
             saved_at = time.monotonic()
     if window.num_images:
         _close_window(window, training)

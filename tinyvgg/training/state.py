@@ -9,16 +9,23 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed
 
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import scaled_size
 from tinyvgg.loading.config import LoaderConfig
-from tinyvgg.loading.open import Loader, open_loader
+from tinyvgg.loading.open import Loader, is_distributed, open_loader
 from tinyvgg.model import Network, build_network, check_image_size, initialize_he
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.average import AveragedNetwork
-from tinyvgg.training.config import REFERENCE_MEAN, REFERENCE_STD, TrainConfig
+from tinyvgg.training.clock import Pace
+from tinyvgg.training.config import (
+    REFERENCE_MEAN,
+    REFERENCE_STD,
+    TrainConfig,
+    resolve_steps,
+)
 from tinyvgg.training.devices import agree_on
 from tinyvgg.training.run import EpochMetrics, RunFolder, read_run_config
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer, pixels_at
@@ -45,6 +52,9 @@ class Training:
     step: int = 0
     unscored: EpochMetrics | None = None
     best_top1: float = -1.0
+    best: dict[str, Any] | None = None  # what best.pt is to hold, until it is written
+    is_saved: bool = True  # whether last.pt holds the history so far
+    save_pace: Pace = field(default_factory=Pace)
     history: list[EpochMetrics] = field(default_factory=list)
     elapsed_sec: float = 0.0
     is_prepared: bool = False
@@ -131,6 +141,12 @@ class Training:
             shape = (num_images, *size, image.channels)
             images = torch.zeros(shape, dtype=self.image_dtype, device=self.device)
             self.take_step.capture(images.permute(0, 3, 1, 2), labels)
+
+    def copy_best(self) -> dict[str, Any]:
+        """Return what `evaluate` needs, in tensors of its own: a save may come steps later."""
+        checkpoint = self.checkpoint(weights_only=True)
+        model = {name: value.clone() for name, value in checkpoint["model"].items()}
+        return {**checkpoint, "model": model}
 
     def checkpoint(self, *, weights_only: bool = False) -> dict[str, Any]:
         """Return what `evaluate` needs, and what `--resume` needs unless `weights_only`."""
@@ -261,6 +277,10 @@ def open_training(
         ValueError: the images are not of a size that the network takes.
     """
     check_sizes(config, dataset)
+    world_size = torch.distributed.get_world_size() if is_distributed() else 1
+    config = resolve_steps(
+        config, device.type, dataset.train.num_images, world_size * config.accumulate
+    )
     run = RunFolder(config.out)
     checkpoint, was_previous = None, False
     if config.resume:

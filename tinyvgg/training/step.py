@@ -185,7 +185,7 @@ class TrainStep:
         self.compute = BatchLoss(self.model, self.amp, self.config.label_smoothing)
         if self.compiled:
             self.compute.forward = compile_apart(  # type: ignore[method-assign]
-                self.compute.forward, mode=self.config.compile_mode
+                self.compute.forward, mode=self.compile_mode
             )
         if is_distributed() and torch.distributed.get_world_size() > 1:
             # it would cut the graph at every 25 MiB of gradients, of which there are 37, and takes
@@ -196,11 +196,14 @@ class TrainStep:
             )
 
     @property
+    def compile_mode(self) -> str:
+        """Mode of torch.compile; a recipe that was not resolved for a device has the default."""
+        return "default" if self.config.compile_mode == "auto" else self.config.compile_mode
+
+    @property
     def has_graphs(self) -> bool:
         """Whether forward and backward are replayed as CUDA graphs."""
-        return (
-            self.compiled and self.config.compile_mode != "default" and self.device.type == "cuda"
-        )
+        return self.compiled and self.compile_mode != "default" and self.device.type == "cuda"
 
     def capture(self, images: Tensor, labels: Tensor) -> None:
         """Compile, and capture CUDA graphs if there are any, without changing the run.
