@@ -140,8 +140,9 @@ def test_no_slot_is_written_while_a_busy_device_still_reads_it(
     pack_arrays: Callable[..., PackedDataset], backend: str
 ) -> None:
     numbers = np.arange(4096 if HAS_GPU else 256)
-    images = np.broadcast_to((numbers % 251)[:, None, None, None], (len(numbers), 8, 8, 3))
-    dataset = pack_arrays("numbered", images.astype(np.uint8), numbers % 2, images[:2], numbers[:2])
+    values = (numbers % 251).astype(np.uint8)[:, None, None, None]
+    images = np.broadcast_to(values, (len(numbers), 8, 8, 3))
+    dataset = pack_arrays("numbered", images, numbers % 2, images[:2], numbers[:2])
     batch_size = len(numbers) // 8
     loader = open_on_device(dataset, backend, torch.uint8, batch_size=batch_size, augment=False)
     wrong = torch.zeros((), dtype=torch.int64, device=DEVICE)

@@ -288,6 +288,8 @@ def open_training(
         checkpoint, was_previous = run.read_last(device)
     else:
         run.check_new()
+    if device.type == "cuda":  # a run has a few shapes, each for thousands of steps
+        torch.backends.cudnn.benchmark = True
     amp = agree_on(_choose_amp(device)) if config.amp == "auto" else config.amp
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
     is_reference = config.statistics == "reference"
