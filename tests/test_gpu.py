@@ -37,8 +37,9 @@ BACKENDS = [pytest.param("dali", marks=pytest.mark.dali), "torch", "resident"]
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16, torch.float16]
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-# a CPU trains the smallest network on the smallest images
+# a CPU trains the smallest network on the smallest images, and Muon takes it longer than those
 ARCH, PIXELS, BATCH_SIZE = ("vgg_net", 64, 64) if HAS_GPU else ("vgg11", 32, 8)
+OPTIMIZER = {} if HAS_GPU else {"optimizer": "adamw", "learning_rate": 1e-3}
 NUM_LAUNCHES = 200  # of a compiled step with its loader; 108 of forward and backward are counted
 
 
@@ -141,7 +142,7 @@ def test_no_slot_is_written_while_a_busy_device_still_reads_it(
 ) -> None:
     numbers = np.arange(4096 if HAS_GPU else 256)
     values = (numbers % 251).astype(np.uint8)[:, None, None, None]
-    images = np.broadcast_to(values, (len(numbers), 8, 8, 3))
+    images = np.ascontiguousarray(np.broadcast_to(values, (len(numbers), 8, 8, 3)))
     dataset = pack_arrays("numbered", images, numbers % 2, images[:2], numbers[:2])
     batch_size = len(numbers) // 8
     loader = open_on_device(dataset, backend, torch.uint8, batch_size=batch_size, augment=False)
@@ -193,7 +194,7 @@ def test_a_run_learns_what_tells_the_classes_apart(bright: PackedDataset, tmp_pa
 
     losses = run_to_end(training)
 
-    # log 2 is 0.693 and smoothing keeps it over 0.2; measured on a CPU: under 0.3 from epoch 4 on
+    # log 2 is 0.693, and label smoothing keeps it over 0.198
     assert min(losses) < 0.45
 
 
