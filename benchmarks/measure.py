@@ -26,9 +26,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tinyvgg.reporting.bench import Work, time_window
+if TYPE_CHECKING:  # torch is loaded by the functions that need it: the GPU's supervisor has none
+    from tinyvgg.reporting.bench import Work
 
 REPOSITORY = Path(__file__).parents[1]
 RECORDS = REPOSITORY / "benchmarks" / "records"
@@ -93,8 +94,8 @@ class Measurement:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """First and third quartile of the repeats; of one repeat, itself twice."""
-        if len(self.repeats) == 1:
+        """First and third quartile of the repeats; of one repeat, that one twice."""
+        if len(self.repeats) == 1:  # Python 3.11 and 3.12 refuse quantiles of one value
             return self.repeats[0], self.repeats[0]
         first, _, third = statistics.quantiles(self.repeats, n=4, method="inclusive")
         return first, third
@@ -116,7 +117,11 @@ class Ratio:
 
 def compare(measured: Measurement, baseline: Measurement) -> Ratio:
     """Return measured over baseline, repeat by repeat: they ran next to each other."""
-    ratios = [a / b for a, b in zip(measured.repeats, baseline.repeats, strict=True)]
+    return bootstrap_ratio([a / b for a, b in zip(measured.repeats, baseline.repeats, strict=True)])
+
+
+def bootstrap_ratio(ratios: Sequence[float]) -> Ratio:
+    """Return the median of ratios and the 95 % bootstrap interval around it."""
     generator = random.Random(0)
     medians = sorted(
         statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(2000)
@@ -153,6 +158,8 @@ def measure_once(arm: Arm) -> list[float]:
 
 def run_arm(arm: Arm) -> list[float]:
     """Warm up and measure, in this process."""
+    from tinyvgg.reporting.bench import time_window
+
     module, _, function = arm.target.partition(":")
     work: Work = getattr(importlib.import_module(module), function)(**arm.options)
     warm: list[float] = []
@@ -169,15 +176,11 @@ def _agree(rates: list[float]) -> bool:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what a record must say of the machine, the versions and the checkout."""
+    """Return what a record must say of the machine, the versions and the checkout.
 
-    def output_of(*words: str) -> str:
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY)
-        except FileNotFoundError:  # no git here
-            return ""
-        return done.stdout.strip()
-
+    Without git, or outside a checkout, the commit is that of the environment's TINYVGG_COMMIT, or
+    "unknown", and whether files were changed is None.
+    """
     cpu_info = Path("/proc/cpuinfo")
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
     fields = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
@@ -186,13 +189,9 @@ def describe_machine() -> dict[str, Any]:
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     import torch
 
-    commit = output_of("git", "rev-parse", "HEAD")
-    changes = output_of("git", "status", "--porcelain", "--", ".", ":!benchmarks/records")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        # a copy without git: the environment may say of what
-        "commit": commit or os.environ.get("COMMIT", "unknown"),
-        "is_dirty": bool(changes) if commit else None,
+        **describe_commit(),
         "cpu": fields.get("model name", platform.processor()),
         "cpu_family_model": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
         "cpu_flags": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
@@ -205,6 +204,25 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def describe_commit() -> dict[str, Any]:
+    """Return the commit of this checkout, and whether files differ from it."""
+    top = output_of("git", "rev-parse", "--show-toplevel")
+    commit = output_of("git", "rev-parse", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != REPOSITORY.resolve():
+        return {"commit": os.environ.get("TINYVGG_COMMIT") or "unknown", "is_dirty": None}
+    changes = output_of("git", "status", "--porcelain", "--", ".", ":!benchmarks/records")
+    return {"commit": commit, "is_dirty": None if changes is None else bool(changes)}
+
+
+def output_of(*words: str) -> str | None:
+    """Return what a command prints, or None if there is no such command, or it fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
 def describe_gpu() -> dict[str, Any]:
     """Return name, dense bf16 peak (None where it is not known), power and driver of the GPU."""
     import torch
@@ -214,13 +232,10 @@ def describe_gpu() -> dict[str, Any]:
     name = torch.cuda.get_device_name()
     peaks = [peak for part, peak in PEAK_FLOP_PER_SEC.items() if part in name]
     query = "--query-gpu=driver_version,power.limit,clocks.max.sm"
-    done = subprocess.run(
-        ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
     return {
         "gpu": name,
         "peak_flop_per_sec": peaks[0] if peaks else None,
-        "gpu_driver_power_clock": done.stdout.strip(),
+        "gpu_driver_power_clock": output_of("nvidia-smi", query, "--format=csv,noheader"),
         "cuda": torch.version.cuda,
     }
 
@@ -261,7 +276,10 @@ def save_record(
     arms: Sequence[dict[str, Any]],
     bars: Sequence[dict[str, Any]],
 ) -> Path:
-    """Write one record, date-name-commit.json, of arms as JSON values; return its path."""
+    """Write one record, date-name-commit.json, of arms as JSON values; return its path.
+
+    Replaced in one go: a record that is written again after each arm is whole at any moment.
+    """
     RECORDS.mkdir(exist_ok=True)
     document = {
         "schema": SCHEMA,
@@ -272,7 +290,9 @@ def save_record(
         "bars": list(bars),
     }
     path = RECORDS / f"{machine['date'][:10]}-{name}-{machine['commit'][:8]}.json"
-    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    unfinished.replace(path)
     return path
 
 

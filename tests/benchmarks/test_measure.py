@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import Arm, Measurement, compare, measure_once
+from benchmarks import measure
+from benchmarks.measure import Arm, Measurement, compare, describe_machine, measure_once
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -25,6 +26,43 @@ def test_noise_around_one_is_no_difference() -> None:
     ratio = compare(measurement("a", 1.1, 0.9, 1.05, 0.95, 1.0), measurement("b", 1, 1, 1, 1, 1))
 
     assert not ratio.is_difference
+
+
+def test_one_repeat_has_quartiles_and_a_ratio() -> None:
+    one = measurement("a", 3.0)
+
+    assert one.quartiles == (3.0, 3.0)
+    assert compare(one, measurement("b", 1.0)).median == 3.0
+
+
+def test_a_machine_without_git_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("TINYVGG_COMMIT", raising=False)
+
+    unknown = describe_machine()
+    monkeypatch.setenv("TINYVGG_COMMIT", "0123456789abcdef")
+    told = describe_machine()
+
+    assert (unknown["commit"], unknown["is_dirty"]) == ("unknown", None)
+    assert (told["commit"], told["is_dirty"]) == ("0123456789abcdef", None)
+    assert told["num_cores"] >= 1
+
+
+def test_the_commit_of_a_checkout_around_a_plain_copy_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(
+        ["git", *identity, "commit", "--quiet", "--allow-empty", "--message=x"],
+        cwd=tmp_path, check=True,
+    )  # fmt: skip
+    (tmp_path / "copy").mkdir()
+
+    monkeypatch.setattr(measure, "REPOSITORY", tmp_path)
+    assert len(measure.describe_commit()["commit"]) == 40
+    monkeypatch.setattr(measure, "REPOSITORY", tmp_path / "copy")
+    assert measure.describe_commit()["commit"] == "unknown"
 
 
 def test_an_arm_is_measured_in_a_process_of_its_own_and_returns_its_windows() -> None:
@@ -47,6 +85,9 @@ def test_a_record_says_how_it_was_made(path: Path) -> None:
         if "runs" in arm:  # training runs: a point for each epoch, operations only grow
             curves = [[point["pflop"] for point in run["curve"]] for run in arm["runs"]]
             assert all(curve and curve == sorted(curve) for curve in curves)
+        elif "rows" in arm:  # of the GPU benchmark: what was not measured says why
+            assert (arm["status"] == "measured") == (arm["reason"] is None)
+            assert all(len(row["windows"]) >= 5 for row in arm["rows"] if "windows" in row)
         else:
             assert len(arm["windows"]) >= 5
 
