@@ -43,9 +43,16 @@ def render_tables(records: list[dict[str, Any]]) -> str:
             f"{machine['torch']}, {machine['date'][:10]}, commit {machine['commit'][:8]}{busy}. "
             f"[Record]({record['path']})",
             "",
-            *(render_curves(record) if is_of_accuracy(record) else render_rates(record)),
+            *render_arms(record),
         ]
     return "\n".join(lines).rstrip()
+
+
+def render_arms(record: dict[str, Any]) -> list[str]:
+    """Return the lines of a record's arms, by what they hold."""
+    if is_of_accuracy(record):
+        return render_curves(record)
+    return render_rows(record) if "rows" in record["arms"][0] else render_rates(record)
 
 
 def is_of_accuracy(record: dict[str, Any]) -> bool:
@@ -77,16 +84,91 @@ def render_rates(record: dict[str, Any]) -> list[str]:
             + (f" {_number(arm.get('flop_per_sec', 0) / 1e9)} |" if has_flops else "")
             + (f" {100 * arm['mfu']:.0f} % |" if "mfu" in arm else " |" if has_mfu else "")
         )
-    lines.append("")
-    if record["bars"]:
-        lines += ["| ratio | median | 95 % interval | bar |", "| --- | ---: | ---: | ---: |"]
-        lines += [
+    return [*lines, "", *render_bars(record)]
+
+
+def render_bars(record: dict[str, Any]) -> list[str]:
+    """Return the lines of a record's ratios, none if it has none."""
+    if not record["bars"]:
+        return []
+    return [
+        "| ratio | median | 95 % interval | bar |",
+        "| --- | ---: | ---: | ---: |",
+        *(
             f"| {bar['what']} | {bar['ratio']:.2f} | {bar['low']:.2f} to "
             f"{bar['high']:.2f} | {bar['at_least']}: {_verdict(bar)} |"
             for bar in record["bars"]
-        ]
-        lines.append("")
-    return lines
+        ),
+        "",
+    ]
+
+
+RATE_COLUMNS = {  # of a record of the GPU benchmark: heading by field
+    "images_per_sec": "images/sec, median",
+    "ms_per_step": "ms a step",
+    "host_ms_per_step": "of the host",
+    "mfu": "MFU, %",
+    "mfu_done": "of what is done, %",
+    "share_of_step": "over its step",
+    "data_wait_share": "data wait, %",
+    "peak_memory_gb": "peak GB",
+    "ready_sec": "ready after s",
+}
+NOT_DRAWN = ("name", "windows", "step_windows", "groups", "group", "val_top1_by_epoch")
+
+
+def render_rows(record: dict[str, Any]) -> list[str]:
+    """Return the lines of a record of the GPU benchmark: rates, other figures, what is missing."""
+    rows = [(arm, row) for arm in record["arms"] for row in arm["rows"]]
+    lines = [
+        f"| arm | {' | '.join(RATE_COLUMNS.values())} |",
+        f"| --- |{' ---: |' * len(RATE_COLUMNS)}",
+        *(
+            f"| {arm['what']} | {' | '.join(_figure(row, key) for key in RATE_COLUMNS)} |"
+            for arm, row in rows
+            if "images_per_sec" in row
+        ),
+        "",
+        "| what | figures |",
+        "| --- | --- |",
+    ]
+    for _, row in rows:
+        if "images_per_sec" not in row and not row["name"].startswith("kernel "):
+            figures = [f"{key} {_figure(row, key)}" for key in row if key not in NOT_DRAWN]
+            lines.append(f"| {row['name']} | {', '.join(figures)} |")
+    lines += [
+        "",
+        "| kernel | µs a step | calls a step | share, % |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| `{row['name'].removeprefix('kernel ').replace('|', '/')}` | "
+        f"{row['us_per_step']:,.1f} | {row['calls_per_step']:.1f} | {_figure(row, 'share')} |"
+        for _, row in rows
+        if row["name"].startswith("kernel ")
+    ]
+    lines += ["", "| not measured | why |", "| --- | --- |"]
+    lines += [
+        f"| {arm['name']} | {arm['status']}: {arm['reason'].replace('|', '/')} |"
+        for arm in record["arms"]
+        if arm["status"] != "measured"
+    ]
+    return [*lines, "", *render_bars(record)]
+
+
+def _figure(row: dict[str, Any], key: str) -> str:
+    """Return a figure of a row; empty where there is none."""
+    value = row.get(key)
+    if value is None:
+        return ""
+    if key == "share_of_step":
+        median, low, high = value
+        return f"{median:.3f} [{low:.3f} to {high:.3f}]"
+    if key in ("mfu", "mfu_done", "data_wait_share", "share"):
+        return f"{100 * value:.1f}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return str(value)
 
 
 def render_curves(record: dict[str, Any]) -> list[str]:
