@@ -140,6 +140,7 @@ ARMS: Sequence[Arm] = (
     step("step-512-48-pixels", "compiled, images of 64 reduced to 48 pixels", pixels=48),
     *(step(f"step-512-cudnn-benchmark-{word}", f"compiled, cudnn.benchmark {word}",
            cudnn_benchmark=word == "on") for word in ("on", "off")),
+    step("step-512-combo-kernels", "compiled, small kernels joined", combo_kernels=True),
     step("step-512-fast-bn", "compiled, recipe fast-bn", recipe="fast-bn"),
     step("step-512-strong", "compiled, recipe strong: vgg16_bn with averaged weights",
          recipe="strong"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_arms.plan import NotMeasured, Row, Setting
@@ -37,6 +38,7 @@ from tinyvgg.shards import open_dataset
 from tinyvgg.training.config import RECIPES, TrainConfig
 from tinyvgg.training.loop import train
 from tinyvgg.training.state import Training, open_training
+from tinyvgg.training.step import build_optimizer
 from tinyvgg.training.summary import train_flop
 
 LEARNING_RATE = 1e-4  # of the step alone, which sees one batch again and again
@@ -125,7 +127,7 @@ def build_training(
         except BackendUnavailable as error:
             raise NotMeasured(str(error)) from error
     training.prepare()
-    training.network.train()
+    training.model.train()
     return training
 
 
@@ -198,11 +200,17 @@ def count_done_flop(training: Training, arch: str, pixels: int) -> float:
 
 
 def time_step(
-    setting: Setting, *, batch_size: int, cudnn_benchmark: bool | None = None, **options: Any
+    setting: Setting,
+    *,
+    batch_size: int,
+    cudnn_benchmark: bool | None = None,
+    combo_kernels: bool = False,
+    **options: Any,
 ) -> Iterator[Row]:
-    """Measure the step on one batch."""
+    """Measure the step on one batch; inductor may join small kernels that are independent."""
     batch_size = setting.scale(batch_size, TINY_BATCH)
     started, before = time.perf_counter(), torch.backends.cudnn.benchmark
+    inductor.combo_kernels = combo_kernels
     try:
         training = build_training(setting, batch_size=batch_size, **options)
         if cudnn_benchmark is not None:
@@ -212,6 +220,7 @@ def time_step(
         yield {"name": "step", **row, **flop_rates(setting, training, row["images_per_sec"])}
     finally:
         torch.backends.cudnn.benchmark = before
+        inductor.combo_kernels = False
 
 
 def time_loop(setting: Setting, *, backend: str, mode: str, batch_size: int) -> Iterator[Row]:
@@ -250,13 +259,18 @@ def time_optimizer(setting: Setting, *, optimizer: str) -> Iterator[Row]:
     """Measure the update alone, on gradients that stay as they are."""
     batch_size = setting.scale(64, TINY_BATCH)
     training = build_training(setting, batch_size=batch_size, mode="eager", optimizer=optimizer)
-    for parameter in training.model.parameters():
-        if parameter.numel() <= setting.scale(2**31, 2**18):  # one without a gradient is left out
-            parameter.grad = torch.randn_like(parameter)
-    update = training.take_step.optimizer
+    is_compiled = setting.device == "cuda"
+    update = build_optimizer(training.model, training.config, training.amp, compiled=is_compiled)
+    gradients = {
+        parameter: torch.randn_like(parameter)
+        for parameter in training.model.parameters()
+        if parameter.numel() <= setting.scale(2**31, 2**18)  # one without a gradient is left out
+    }
 
     def unit(num_steps: int) -> int:
         for _ in range(num_steps):
+            for parameter, gradient in gradients.items():  # Muon takes it away
+                parameter.grad = gradient
             update.step()
         return num_steps
 
