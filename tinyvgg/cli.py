@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -133,6 +133,7 @@ def run_train(argv: Sequence[str]) -> int:
 
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device, joined_world
+    from tinyvgg.training.run import RunFolder
     from tinyvgg.training.signals import stop_request
     from tinyvgg.training.state import check_sizes, open_training
 
@@ -146,7 +147,9 @@ def run_train(argv: Sequence[str]) -> int:
         print_summary(config, dataset)
         return 0
     device = find_device(config.device)
-    with joined_world(device) as rank, stop_request() as stop:
+    with joined_world(device) as rank, stop_request() as stop, ExitStack() as stack:
+        if rank == 0:
+            stack.enter_context(RunFolder(config.out).writing())
         training = open_training(config, dataset, device, rank)
         return train_run(training, stop, is_main=rank == 0)
 
