@@ -543,10 +543,10 @@ def render_help() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 data or machine, 2 usage."""
     command, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
-    if command in ("train", "bench") and argv is None:
-        from tinyvgg.training.process import restart_for_training
+    if argv is None:
+        from tinyvgg.training.process import prepare_process
 
-        restart_for_training(sys.argv[1:])
+        prepare_process([command, *rest])
     from tinyvgg.reporting.console import (
         discard_stdout,
         flush_stdout,

@@ -1,8 +1,8 @@
 """Compiled: numba kernels whose cache is optional, as caches are.
 
 From: functions of `loading`, `pooling` and `dropout`.
-To:   the same, compiled without the GIL; machine code is kept beside the source, in the user's cache
-      or in NUMBA_CACHE_DIR, and where none of them can be written each process compiles anew.
+To:   the same, compiled without the GIL; machine code is kept beside the source, in the user's
+      cache or in NUMBA_CACHE_DIR; where none can be written each process compiles anew.
 
 numba itself refuses to compile what it cannot cache, and hands on whatever reading or writing a
 cache file meets: a full disk, a file that a crash cut short.
