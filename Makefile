@@ -54,7 +54,7 @@ demo: setup
 	$(BIN)/tinyvgg train $(DEMO)/packed --out $(DEMO)/run --epochs $(EPOCHS) $(if $(DATA),,--batch-size 32)
 	$(BIN)/tinyvgg evaluate $(DEMO)/run/best.pt $(DEMO)/packed $(if $(DATA),,--min-top1 0.9)
 
-# The short suite, on DATA or on synthetic images: a table, one line of JSON last.
+# The short suite, on DATA or on synthetic images: a table.
 bench: setup
 	rm -rf $(DEMO)/bench
 	$(if $(DATA),,$(BIN)/tinyvgg synth $(DEMO)/bench/images)

@@ -40,7 +40,7 @@ def repeat_split(split: Split, num_images: int) -> Split:
     ]
     record = split.record.model_copy(update={"num_images": num_images})
     labels = np.concatenate([shard.labels for shard in shards])
-    return Split(split.name, record, shards, labels)
+    return replace(split, record=record, shards=shards, labels=labels)
 
 
 def load_scaled(packed: str, num_images: int, batch_size: int) -> Work:

@@ -1,7 +1,9 @@
 """The commands as a user types them: real processes, real exit statuses."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinyvgg.cli import COMMANDS, find_flag, main
-from tinyvgg.shards.store import PackedDataset
+from tinyvgg.cli import COMMANDS, explain_error, find_flag, main
+from tinyvgg.errors import naming
+from tinyvgg.shards.store import PackedDataset, open_dataset, write_manifest
 from tinyvgg.training.summary import train_flop
 
 REPOSITORY = Path(__file__).parents[1]
@@ -80,8 +83,8 @@ def test_evaluate_ends_with_status_1_under_the_asked_top1(quick_start: Path) -> 
     )
 
     assert done.returncode == 1
-    assert "--min-top1 asks for 1.0000; train longer" in done.stderr
-    document = json.loads(done.stdout.splitlines()[-1])
+    assert done.stderr.endswith("--min-top1 asks for 1.0000; train longer\n")
+    document = json.loads(done.stdout)
     assert document["num_images"] == 30
     assert len(document["class_top1"]) == 10
 
@@ -98,7 +101,7 @@ def test_train_resumes_with_the_settings_of_the_run(quick_start: Path, tmp_path:
     assert stopped.returncode == 0, stopped.stderr
     assert "stopped at step 1; --resume goes on" in stopped.stdout
     assert resumed.returncode == 0, resumed.stderr
-    document = json.loads(resumed.stdout.splitlines()[-1])
+    document = json.loads(resumed.stdout)
     assert document["step"] == 4
     assert [metrics["epoch"] for metrics in document["history"]] == [0, 1]
 
@@ -113,7 +116,7 @@ def test_a_trace_of_the_steps_and_a_target(quick_start: Path, tmp_path: Path) ->
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    assert "aten::convolution_backward" in done.stdout
+    assert sum("aten::" in line for line in done.stdout.splitlines()) > 10  # a line each
     events = json.loads((run / "trace.json").read_text())["traceEvents"]
     names = {event.get("name") for event in events}
     assert "aten::convolution_backward" in names
@@ -203,8 +206,8 @@ def test_verify_and_inspect_of_a_good_folder(packed: object) -> None:
     inspected = type_command("inspect", folder, "--json")
 
     assert verified.returncode == 0
-    assert json.loads(verified.stdout.splitlines()[-1])["damages"] == []
-    description = json.loads(inspected.stdout.splitlines()[-1])
+    assert json.loads(verified.stdout)["damages"] == []
+    description = json.loads(inspected.stdout)
     assert description["splits"]["train"]["num_images"] == 33
 
 
@@ -222,6 +225,107 @@ def test_verify_of_a_damaged_folder_names_the_images_and_ends_with_status_1(
     assert "train-00001.npy: images 10 to 19 of the split are damaged" in done.stdout
 
 
+@pytest.mark.slow
+def test_a_run_that_nobody_may_write_into_is_scored_all_the_same(
+    quick_start: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "confusion.csv").mkdir()  # as good as a read-only folder, for root too
+    (tmp_path / "best.pt").symlink_to(quick_start / "run" / "best.pt")
+    words = ("evaluate", tmp_path / "best.pt", quick_start / "packed")
+
+    beside = type_command(*words)
+    asked_for = type_command(*words, "--out", tmp_path, "--json")
+
+    expected = (quick_start / "evaluate.stdout").read_text()
+    assert (beside.returncode, beside.stdout) == (0, expected)
+    warning = "Is a directory; check disk and rights, or pass --out (the results are complete)"
+    assert f"{tmp_path / 'confusion.csv'}: {warning}" in beside.stderr
+    assert asked_for.returncode == 1  # --out was not obeyed
+    assert json.loads(asked_for.stdout)["num_images"] == 30
+    assert f"tinyvgg evaluate: {tmp_path / 'confusion.csv'}: Is a directory" in asked_for.stderr
+
+
+@pytest.fixture
+def odd_names(packed: PackedDataset) -> PackedDataset:
+    """`packed`, its classes named with what a terminal, rich or matplotlib would take for more."""
+    names = ("$a_{b$ \x1b[2J", "[red]\u732b :smile:", "long " * 30 + "end\u202e")
+    classes = [
+        record.model_copy(update={"folder": name, "words": name})
+        for name, record in zip(names, packed.manifest.classes, strict=True)
+    ]
+    write_manifest(packed.folder, packed.manifest.model_copy(update={"classes": classes}))
+    return open_dataset(packed.folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_names_are_printed_as_text_in_any_encoding(
+    odd_names: PackedDataset, tmp_path: Path, encoding: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tinyvgg.cli", "inspect", str(odd_names.folder), "--grid", "g.png"],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode(encoding)
+    assert r"$a_{b$ \x1b[2J" in text
+    cat = "\u732b" if encoding == "utf-8" else r"\u732b"
+    assert f"[red]{cat} :smile:" in text
+    assert text.count("long") == 60  # a long name is folded, not cut
+    assert "\u202e" not in text
+    assert (tmp_path / "g.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("verify", "--json"), ("inspect", "--help"), ()])
+def test_a_closed_pipe_ends_a_command_quietly(
+    packed: PackedDataset, words: tuple[str, ...]
+) -> None:
+    folder = [str(packed.folder)] if words else ["--help"]
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tinyvgg.cli", *words[:1], *folder, *words[1:]],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert [line for line in done.stderr.splitlines() if not line.startswith("verify")] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="NOT RUN: there is no /dev/full")
+@pytest.mark.parametrize("words", [("inspect", "--json"), ("inspect",), ("inspect", "--help")])
+def test_a_full_disk_behind_stdout_is_named(packed: PackedDataset, words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tinyvgg.cli", words[0], str(packed.folder), *words[1:]],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    assert done.returncode == 1
+    message = "tinyvgg inspect: stdout: No space left on device; check disk and rights\n"
+    assert done.stderr == message
+
+
+def test_a_full_disk_is_told_with_what_was_needed_and_what_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "such" / "last.pt"
+
+    with pytest.raises(OSError, match="No space") as failed, naming(path, 1_234_567):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    status, text = explain_error(failed.value)
+    assert status == 1
+    pattern = r": No space left on device, 1,234,567 bytes needed, [\d,]+ bytes free; make room, or"
+    assert re.match(re.escape(str(path)) + pattern, text)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
@@ -232,6 +336,12 @@ def test_verify_of_a_damaged_folder_names_the_images_and_ends_with_status_1(
         (["evaluate", "no.pt", "packed"], 1, "tinyvgg evaluate: no.pt: no such checkpoint"),
         (["train", "p", "--out", "r", "--epochs", "0"], 2, "epochs must be at least 1, got 0"),
         (["pack"], 2, "SOURCE"),
+        (
+            ["inspect", "no\x1b[2J\nw\u202ehere"],
+            1,
+            r"inspect: no\x1b[2J\nw\u202ehere: no such folder",
+        ),
+        (["pack", "no\x07where", "out"], 1, r"tinyvgg pack: no\x07where: no such folder or zip"),
         (["fly"], 2, "tinyvgg: command must be one of synth, download, pack"),
     ],
 )
@@ -294,11 +404,18 @@ def test_bench_names_a_rate_for_every_stage_and_the_bottleneck(
     quick_start: Path, tmp_path: Path
 ) -> None:
     done = type_command(
-        "bench", quick_start / "packed", "--window-sec", "0.05", "--json", tmp_path / "b.json"
+        "bench",
+        quick_start / "packed",
+        "--window-sec",
+        "0.05",
+        "--json",
+        "--out",
+        tmp_path / "b.json",
     )
 
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "b.json").read_text())
+    assert json.loads(done.stdout) == document
     assert [stage["stage"] for stage in document["stages"]] == [
         "pack",
         "load, backend dali",

@@ -3,26 +3,30 @@
 From: argv. Each command has a config dataclass in its room; its flags are derived from it.
 To:   exit status 0 (done), 1 (the data or the machine) or 2 (usage).
 
-stdout carries results, stderr progress; `--json` ends stdout with one JSON document. A room is
-imported when its command runs, so `--help` takes a few hundredths of a second and `pack` never
-sees torch.
+stdout carries results, stderr progress; with `--json` stdout is one JSON document and nothing else.
+Results are printed before pictures are drawn or side files written. A room is imported when its
+command runs, so `--help` takes a few hundredths of a second and `pack` never sees torch.
 """
 
+import errno
 import json
 import logging
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinyvgg import __version__
-from tinyvgg.errors import TinyvggError
+from tinyvgg.errors import TinyvggError, naming, printable
 
 if TYPE_CHECKING:
     import torch
 
+    from tinyvgg.inference.config import EvaluateConfig
     from tinyvgg.inference.evaluate import Evaluation
     from tinyvgg.shards.store import PackedDataset
     from tinyvgg.training.config import TrainConfig
@@ -32,7 +36,10 @@ if TYPE_CHECKING:
     from tinyvgg.training.state import Training
 
 Config = TypeVar("Config")
+CLOSED_PIPE_STATUS = 128 + 13  # what a shell says of a command that SIGPIPE ended
 SLOW_DATA_SHARE = 0.1  # above this, waiting for data is worth a line of advice
+
+logger = logging.getLogger("tinyvgg")
 
 
 def run_synth(argv: Sequence[str]) -> int:
@@ -42,9 +49,10 @@ def run_synth(argv: Sequence[str]) -> int:
     config = parse_config(SynthConfig, "synth", argv)
 
     from tinyvgg.packing.synthetic import write_synthetic
+    from tinyvgg.reporting.console import print_line
 
     out = write_synthetic(config)
-    print(f"{out}: 10 classes; next: tinyvgg pack {out} PACKED")
+    print_line(f"{out}: 10 classes; next: tinyvgg pack {out} PACKED")
     return 0
 
 
@@ -55,9 +63,10 @@ def run_download(argv: Sequence[str]) -> int:
     config = parse_config(DownloadConfig, "download", argv)
 
     from tinyvgg.packing.download import download_archive
+    from tinyvgg.reporting.console import print_line
 
     path = download_archive(config)
-    print(f"{path}: complete and checked; next: tinyvgg pack {path} PACKED")
+    print_line(f"{path}: complete and checked; next: tinyvgg pack {path} PACKED")
     return 0
 
 
@@ -68,19 +77,21 @@ def run_pack(argv: Sequence[str]) -> int:
     config = parse_config(PackConfig, "pack", argv)
 
     from tinyvgg.packing.pack import pack_images
+    from tinyvgg.reporting.console import print_json, print_line
     from tinyvgg.reporting.progress import progress_bars
 
     with progress_bars() as open_bar:
         manifest = pack_images(config, open_bar)
+    if config.json:
+        print_json({"packed": str(config.out), "manifest": manifest.model_dump()})
+        return 0
     train, val = manifest.splits.train, manifest.splits.val
     num_skipped = len(train.skipped) + len(val.skipped)
-    print(
+    print_line(
         f"{config.out}: {train.num_images:,} train and {val.num_images:,} val images of "
         f"{len(manifest.classes):,} classes"
         + (f"; {num_skipped:,} bad files skipped, listed in manifest.json" if num_skipped else "")
     )
-    if config.json:
-        print_json({"packed": str(config.out), "manifest": manifest.model_dump()})
     return 0
 
 
@@ -90,6 +101,7 @@ def run_verify(argv: Sequence[str]) -> int:
 
     config = parse_config(VerifyConfig, "verify", argv)
 
+    from tinyvgg.reporting.console import print_json, print_lines
     from tinyvgg.reporting.progress import progress_bars
     from tinyvgg.shards.manifest import SPLITS
     from tinyvgg.shards.store import read_manifest, verify_dataset
@@ -98,9 +110,11 @@ def run_verify(argv: Sequence[str]) -> int:
     num_images = sum(manifest.split(name).num_images for name in SPLITS)
     with progress_bars() as open_bar:
         damages = verify_dataset(config.packed, open_bar("verify", num_images))
-    print(*damages or [f"{config.packed}: {num_images:,} images, every byte as packed"], sep="\n")
     if config.json:
         print_json({"packed": str(config.packed), "damages": damages})
+    else:
+        whole = f"{config.packed}: {num_images:,} images, every byte as packed"
+        print_lines(damages or [whole])
     return 1 if damages else 0
 
 
@@ -110,22 +124,22 @@ def run_inspect(argv: Sequence[str]) -> int:
 
     config = parse_config(InspectConfig, "inspect", argv)
 
-    from rich.console import Console
-
+    from tinyvgg.reporting.console import line_printer, print_json, print_tables
     from tinyvgg.reporting.tables import describe_dataset, render_description
     from tinyvgg.shards.store import open_dataset
 
     dataset = open_dataset(config.packed)
     description = describe_dataset(dataset)
-    for table in render_description(description):
-        Console().print(table)
+    if config.json:
+        print_json(description)
+    else:
+        print_tables(render_description(description))
     if config.grid is not None:
         from tinyvgg.reporting.grid import draw_grid
 
         draw_grid(dataset, config.grid)
-        print(f"{config.grid}: contact sheet of {len(dataset.class_names):,} classes")
-    if config.json:
-        print_json(description)
+        show = line_printer(is_json=config.json)
+        show(f"{config.grid}: contact sheet of {len(dataset.class_names):,} classes")
     return 0
 
 
@@ -135,6 +149,7 @@ def run_train(argv: Sequence[str]) -> int:
 
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device, joined_world
+    from tinyvgg.training.run import RunFolder
     from tinyvgg.training.signals import stop_request
     from tinyvgg.training.state import check_sizes, open_training
 
@@ -148,17 +163,22 @@ def run_train(argv: Sequence[str]) -> int:
         print_summary(config, dataset)
         return 0
     device = find_device(config.device)
-    with joined_world(device) as rank, stop_request() as stop:
+    with joined_world(device) as rank, stop_request() as stop, ExitStack() as stack:
+        if rank == 0:
+            stack.enter_context(RunFolder(config.out).writing())
         training = open_training(config, dataset, device, rank)
         return train_run(training, stop, is_main=rank == 0)
 
 
 def train_run(training: "Training", stop: "StopRequest", *, is_main: bool) -> int:
     """Train a run to its end, target, limit or signal; say where it stands."""
+    from tinyvgg.reporting.console import line_printer, print_json
+
     train_epochs(training, stop, is_main=is_main)
     is_finished = training.step >= training.num_steps and training.unscored is None
     if is_main and not is_finished:
-        print(f"{training.config.out}: stopped at step {training.step:,}; --resume goes on")
+        show = line_printer(is_json=training.config.json)
+        show(f"{training.config.out}: stopped at step {training.step:,}; --resume goes on")
     if is_main and training.config.json:
         history = [asdict(metrics) for metrics in training.history]
         run = str(training.config.out)
@@ -171,6 +191,7 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
     from tinyvgg.inference.evaluate import evaluate_network
     from tinyvgg.loading.config import LoaderConfig
     from tinyvgg.loading.open import open_loader
+    from tinyvgg.reporting.console import line_printer
     from tinyvgg.training.clock import Pace
     from tinyvgg.training.loop import finish_epoch, save_run, train
     from tinyvgg.training.run import RunFolder
@@ -209,7 +230,7 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
             except StopRequested:  # the epoch is scored by the run that goes on
                 if run is not None:
                     save_run(training, run)
-                return
+                break
             scored = replace(
                 metrics,
                 val_loss=evaluation.loss,
@@ -217,8 +238,8 @@ def train_epochs(training: "Training", stop: "StopRequest", *, is_main: bool) ->
                 val_top5=evaluation.top5,
             )
             if run is not None:
+                print_epoch(scored, config.epochs, line_printer(is_json=config.json))
                 finish_epoch(training, run, scored)
-                print_epoch(scored, config.epochs)
                 if plot_pace.is_due():
                     with plot_pace.spending():
                         draw_history(training, run)
@@ -240,11 +261,14 @@ def draw_history(training: "Training", run: "RunFolder") -> None:
     from tinyvgg.reporting.plots import plot_curves
 
     history = [asdict(line) for line in training.history]
-    plot_curves(history, run.path)
-    if training.config.tensorboard:
-        from tinyvgg.reporting.tensorboard import write_events
+    try:
+        plot_curves(history, run.path)
+        if training.config.tensorboard:
+            from tinyvgg.reporting.tensorboard import write_events
 
-        write_events(history, run.path / "tensorboard")
+            write_events(history, run.path / "tensorboard")
+    except OSError as error:
+        logger.warning("%s (the run itself is saved, and goes on)", explain_error(error)[1])
 
 
 def run_evaluate(argv: Sequence[str]) -> int:
@@ -256,9 +280,8 @@ def run_evaluate(argv: Sequence[str]) -> int:
     from tinyvgg.inference.evaluate import check_classes, evaluate_network, read_network
     from tinyvgg.loading.config import LoaderConfig
     from tinyvgg.loading.open import open_loader
-    from tinyvgg.reporting.plots import plot_confusion
+    from tinyvgg.reporting.console import print_error, print_json
     from tinyvgg.reporting.progress import progress_bars
-    from tinyvgg.reporting.tables import write_confusion
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.amp import AMP_DTYPES
     from tinyvgg.training.devices import find_device
@@ -294,18 +317,39 @@ def run_evaluate(argv: Sequence[str]) -> int:
             pixels=trained.pixels,
             advance=open_bar("evaluate", num_images),
         )
-    out = config.out or config.checkpoint.parent
-    out.mkdir(parents=True, exist_ok=True)
-    write_confusion(evaluation.confusion, dataset.class_names, out / "confusion.csv")
-    plot_confusion(evaluation.confusion, dataset.class_names, out / "confusion.png")
-    print_evaluation(evaluation, dataset.class_names)
     if config.json:
         print_json(evaluation.describe(dataset.class_names))
-    if config.min_top1 is not None and evaluation.top1 < config.min_top1:
-        message = f"top-1 {evaluation.top1:.4f}, --min-top1 asks for {config.min_top1:.4f}"
-        print(f"tinyvgg evaluate: {message}; train longer", file=sys.stderr)
-        return 1
-    return 0
+    else:
+        print_evaluation(evaluation, dataset.class_names)
+    draw_confusion(evaluation, dataset.class_names, config)
+    message = None
+    if not math.isfinite(evaluation.loss):
+        message = f"loss {evaluation.loss}: outputs are no numbers; pass --amp off, or train again"
+    elif config.min_top1 is not None and evaluation.top1 < config.min_top1:
+        asked = f"--min-top1 asks for {config.min_top1:.4f}"
+        message = f"top-1 {evaluation.top1:.4f}, {asked}; train longer"
+    if message is not None:
+        print_error(f"tinyvgg evaluate: {message}")
+    return 0 if message is None else 1
+
+
+def draw_confusion(
+    evaluation: "Evaluation", class_names: Sequence[str], config: "EvaluateConfig"
+) -> None:
+    """Write the confusion matrix as a table and as a picture; only --out makes that a must."""
+    from tinyvgg.reporting.plots import plot_confusion
+    from tinyvgg.reporting.tables import write_confusion
+
+    out = config.out or config.checkpoint.parent
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_confusion(evaluation.confusion, class_names, out / "confusion.csv")
+        plot_confusion(evaluation.confusion, class_names, out / "confusion.png")
+    except OSError as error:
+        if config.out is not None:
+            raise
+        reason = explain_error(error)[1]
+        logger.warning("%s, or pass --out (the results are complete)", reason)
 
 
 def run_bench(argv: Sequence[str]) -> int:
@@ -315,6 +359,7 @@ def run_bench(argv: Sequence[str]) -> int:
     config = parse_config(BenchConfig, "bench", argv)
 
     from tinyvgg.reporting.bench import bench_stages, name_bottleneck
+    from tinyvgg.reporting.console import print_json, print_line
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device
 
@@ -322,18 +367,21 @@ def run_bench(argv: Sequence[str]) -> int:
     rates = []
     for rate in bench_stages(open_dataset(config.packed), device, config.window_sec):
         rates.append(rate)
-        print(
-            f"{rate.stage:<24} {rate.images_per_sec:>12,.1f} images/sec   "
-            f"[{rate.low:,.1f} to {rate.high:,.1f}]",
-            flush=True,
-        )
+        if not config.json:
+            print_line(
+                f"{rate.stage:<24} {rate.images_per_sec:>12,.1f} images/sec   "
+                f"[{rate.low:,.1f} to {rate.high:,.1f}]"
+            )
     bottleneck = name_bottleneck(rates)
-    print(bottleneck)
     document = {"device": str(device), "stages": [asdict(rate) for rate in rates]}
     document["bottleneck"] = bottleneck
-    if config.json is not None:
-        config.json.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    print_json(document)
+    if config.json:
+        print_json(document)
+    else:
+        print_line(bottleneck)
+    if config.out is not None:
+        with naming(config.out):
+            config.out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     return 0
 
 
@@ -356,15 +404,16 @@ def parse_config(
     import tyro
 
     try:
-        return tyro.cli(  # type: ignore[return-value]
-            config_class,
-            prog=f"tinyvgg {command}",
-            args=list(argv),
-            default=default,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        with naming("stdout"):  # it prints the help
+            return tyro.cli(  # type: ignore[return-value]
+                config_class,
+                prog=f"tinyvgg {command}",
+                args=list(argv),
+                default=default,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
     except ValueError as error:
-        print(f"tinyvgg {command}: {error}", file=sys.stderr)
+        print(f"tinyvgg {command}: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -379,8 +428,6 @@ def parse_train_config(argv: Sequence[str]) -> "TrainConfig":
     missing: Any = tyro.MISSING
     default = TrainConfig(missing, missing, **RECIPES.get(recipe or "fast", {}))
     if "--resume" in argv and out is not None:
-        from pathlib import Path
-
         from tinyvgg.training.run import read_run_config
 
         default = replace(read_run_config(Path(out)), packed=missing, out=missing)
@@ -402,6 +449,7 @@ def train_progress(
     training: "Training", *, is_main: bool
 ) -> Iterator[Callable[["StepReport"], None]]:
     """Show a bar on stderr and, every `log_every` steps, the reference's line on stdout."""
+    from tinyvgg.reporting.console import line_printer
     from tinyvgg.reporting.progress import progress_bars
     from tinyvgg.training.tracing import traced_steps
 
@@ -410,7 +458,16 @@ def train_progress(
         return
     config, batch_size = training.config, training.loader.batch_size
     num_done = training.step
-    with progress_bars() as open_bar, traced_steps(config.profile, config.out, print) as count_step:
+    show = line_printer(is_json=config.json)
+
+    def show_lines(text: str) -> None:
+        for line in text.splitlines():
+            show(line)
+
+    with (
+        progress_bars() as open_bar,
+        traced_steps(config.profile, config.out, show_lines) as count_step,
+    ):
         advance = open_bar("train", training.num_steps * batch_size)
         advance(num_done * batch_size)
 
@@ -418,24 +475,22 @@ def train_progress(
             advance(batch_size)
             count_step()
             if report.loss is not None and report.top1 is not None:
-                print(
+                show(
                     f"[{report.epoch + 1}, {report.step:5d}] loss: {report.loss:.3f} "
-                    f"accuracy: {100 * report.top1:.2f}",
-                    flush=True,
+                    f"accuracy: {100 * report.top1:.2f}"
                 )
 
         yield observe
 
 
-def print_epoch(metrics: "EpochMetrics", num_epochs: int) -> None:
+def print_epoch(metrics: "EpochMetrics", num_epochs: int, show: Callable[[str], None]) -> None:
     """Print the line of an epoch, and advice where data was slow."""
-    print(
+    show(
         f"epoch {metrics.epoch + 1}/{num_epochs}, {metrics.pixels} px, {metrics.pflop:.3g} PFLOP: "
         f"train loss {metrics.train_loss:.3f} top-1 {100 * metrics.train_top1:.2f} %, "
         f"val loss {metrics.val_loss:.3f} top-1 {100 * metrics.val_top1:.2f} % "
         f"top-5 {100 * metrics.val_top5:.2f} %, {metrics.images_per_sec:,.1f} images/sec, "
-        f"{100 * metrics.data_wait_share:.1f} % waiting for data",
-        flush=True,
+        f"{100 * metrics.data_wait_share:.1f} % waiting for data"
     )
     if metrics.data_wait_share > SLOW_DATA_SHARE:
         print(
@@ -447,40 +502,41 @@ def print_epoch(metrics: "EpochMetrics", num_epochs: int) -> None:
 
 def print_summary(config: "TrainConfig", dataset: "PackedDataset") -> None:
     """Print layers, parameters and operations of a network on images as they are packed."""
-    from rich.console import Console
-
+    from tinyvgg.reporting.console import print_json, print_line, print_tables
     from tinyvgg.reporting.tables import render_summary
     from tinyvgg.training.summary import summarize_network, train_flop
 
     image = dataset.manifest.image
     shape = (config.arch, len(dataset.class_names), image.height, image.width)
     layers, flop = summarize_network(*shape), train_flop(*shape)
-    Console().print(render_summary(config.arch, layers))
+    if config.json:
+        print_json({"arch": config.arch, "train_flop": flop, "layers": list(map(asdict, layers))})
+        return
+    print_tables([render_summary(config.arch, layers)])
     num_parameters = sum(layer.num_parameters for layer in layers)
-    print(
+    print_line(
         f"{config.arch}: {num_parameters:,} parameters; "
         f"{sum(layer.flop for layer in layers) / 1e9:.3f} GFLOP forward, "
         f"{flop / 1e9:.3f} GFLOP to train on an image of {image.width}x{image.height}"
     )
-    if config.json:
-        print_json({"arch": config.arch, "train_flop": flop, "layers": list(map(asdict, layers))})
 
 
 def print_evaluation(evaluation: "Evaluation", class_names: Sequence[str]) -> None:
     """Print every class and the averages, in the reference's words."""
-    for name, top1 in zip(class_names, evaluation.class_top1.tolist(), strict=True):
-        if top1 == top1:  # NaN: no image of that class in the split
-            print("Accuracy of %5s : %2d %%" % (name, 100 * top1))  # noqa: UP031 - its format
-    print(f"Accuracy average: {100 * evaluation.average_top1:.2f} %")
-    print(
-        f"top-1 {100 * evaluation.top1:.2f} %, top-5 {100 * evaluation.top5:.2f} %, "
-        f"loss {evaluation.loss:.4f} on {int(evaluation.confusion.sum()):,} images"
+    from tinyvgg.reporting.console import print_lines
+
+    print_lines(
+        "Accuracy of %5s : %2d %%" % (name, 100 * top1)  # noqa: UP031 - its format
+        for name, top1 in zip(class_names, evaluation.class_top1.tolist(), strict=True)
+        if top1 == top1  # NaN: no image of that class in the split
     )
-
-
-def print_json(document: Any) -> None:
-    """End stdout with one JSON document, on one line."""
-    print(json.dumps(document, sort_keys=True))
+    print_lines(
+        [
+            f"Accuracy average: {100 * evaluation.average_top1:.2f} %",
+            f"top-1 {100 * evaluation.top1:.2f} %, top-5 {100 * evaluation.top5:.2f} %, "
+            f"loss {evaluation.loss:.4f} on {int(evaluation.confusion.sum()):,} images",
+        ]
+    )
 
 
 def render_help() -> str:
@@ -501,6 +557,36 @@ def render_help() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 data or machine, 2 usage."""
     command, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if argv is None:
+        from tinyvgg.training.process import prepare_process
+
+        prepare_process([command, *rest])
+    from tinyvgg.reporting.console import (
+        discard_stdout,
+        flush_stdout,
+        prepare_streams,
+        print_error,
+    )
+
+    prepare_streams()
+    try:
+        try:
+            return run_command(command, rest)
+        finally:
+            flush_stdout()
+    except BrokenPipeError:  # head, less: who reads has read enough
+        discard_stdout()
+        return CLOSED_PIPE_STATUS
+    except (TinyvggError, ValueError, OSError, KeyboardInterrupt) as error:
+        status, text = explain_error(error)
+        print_error(f"tinyvgg {command}: {text}")
+        if isinstance(error, OSError) and error.filename == "stdout":
+            discard_stdout()
+        return status
+
+
+def run_command(command: str, argv: Sequence[str]) -> int:
+    """Run one command and return its exit status."""
     if command in ("-h", "--help"):
         print(render_help())
         return 0
@@ -511,17 +597,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = ", ".join(COMMANDS)
         print(f"tinyvgg: command must be one of {names}, got {command!r}", file=sys.stderr)
         return 2
-    if command in ("train", "bench") and argv is None:
-        from tinyvgg.training.process import restart_for_training
-
-        restart_for_training(sys.argv[1:])
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    try:
-        return COMMANDS[command](rest)
-    except (TinyvggError, ValueError, OSError, KeyboardInterrupt) as error:
-        status, text = explain_error(error)
-        print(f"tinyvgg {command}: {text}", file=sys.stderr)
-        return status
+    return COMMANDS[command](argv)
 
 
 def explain_error(error: BaseException) -> tuple[int, str]:
@@ -531,9 +607,24 @@ def explain_error(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         if error.errno is None:
             raise error
-        where = f"{error.filename}: " if error.filename else ""
-        return 1, f"{where}{error.strerror}; check disk and rights"
-    return (2 if isinstance(error, ValueError) else 1), str(error)
+        return 1, printable(explain_os_error(error))
+    if isinstance(error, TinyvggError):
+        return 1, str(error)
+    return 2, printable(str(error))
+
+
+def explain_os_error(error: OSError) -> str:
+    """Say which file the machine failed at, with what it needed, and what is free there."""
+    path = None if error.filename is None else Path(str(error.filename))
+    where = "" if path is None else f"{path}: "
+    what = ", ".join([error.strerror or type(error).__name__, *getattr(error, "__notes__", [])])
+    if error.errno != errno.ENOSPC or path is None or str(path) == "stdout":
+        return f"{where}{what}; check disk and rights"
+    folder = next(
+        parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()
+    )
+    free = shutil.disk_usage(folder).free
+    return f"{where}{what}, {free:,} bytes free; make room, or write elsewhere"
 
 
 if __name__ == "__main__":

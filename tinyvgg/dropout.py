@@ -10,11 +10,12 @@ drawn from torch's generator: `torch.manual_seed` and a saved generator state st
 On other devices, in float64 and under torch.compile it is torch's own dropout.
 """
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from tinyvgg.kernels import compile_kernel
 
 BITS_TYPES = {  # a kept value's mask is the bits of 1 / (1 - p) in its own type
     torch.float32: torch.uint32,
@@ -23,7 +24,7 @@ BITS_TYPES = {  # a kept value's mask is the bits of 1 / (1 - p) in its own type
 }
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _write_mask(out, key, threshold, kept):  # type: ignore[no-untyped-def]
     """Fill `out` [n] with `kept` where 16 hashed bits are at least `threshold`, else with 0."""
     for i in range((out.size + 3) // 4):

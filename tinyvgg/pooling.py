@@ -22,12 +22,13 @@ from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from tinyvgg.kernels import compile_kernel
 
 BITS_TYPES = {
     torch.float32: torch.int32,
@@ -37,7 +38,7 @@ BITS_TYPES = {
 NOWHERE = 4  # place of an output that is no input: all four were negative
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _pool(images, out, places, first, last):  # type: ignore[no-untyped-def]
     """Write outputs and their places (0 to 3, or NOWHERE) for images `first` to `last`."""
     _, rows, columns, channels = out.shape
@@ -58,7 +59,7 @@ def _pool(images, out, places, first, last):  # type: ignore[no-untyped-def]
                     place[k] = best_place if best > 0 else np.uint8(NOWHERE)
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _unpool(gradient, places, out, zero, first, last):  # type: ignore[no-untyped-def]
     """Write the gradient of every input of images `first` to `last`: an output's, or zero."""
     _, rows, columns, channels = gradient.shape

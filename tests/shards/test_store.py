@@ -1,16 +1,23 @@
 """Shards: arrays come back as they were, and no damaged byte passes for a good one."""
 
+import copy
 import ctypes
 import hashlib
 import io
 import itertools
 import json
+import multiprocessing
+import operator
+import os
+import pickle
 import random
 import re
 import shutil
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,6 +153,56 @@ def test_row_addresses_lead_to_the_pixels(packed: PackedDataset) -> None:
         assert len(split.row_addresses) == split.num_images
         for address, image in zip(split.row_addresses, images, strict=True):
             assert ctypes.string_at(int(address), image.nbytes) == image.tobytes()
+
+
+def test_a_dataset_pickles_as_its_path_also_after_it_was_used(packed: PackedDataset) -> None:
+    assert len(packed.train.row_addresses) == 33
+
+    assert len(pickle.dumps((packed, packed.train, packed.val))) < 1000
+
+
+@pytest.mark.parametrize(
+    "make_copy", [copy.copy, copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))]
+)
+def test_a_copy_maps_the_shards_itself(
+    packed: PackedDataset, make_copy: Callable[[Any], Any]
+) -> None:
+    rows = np.arange(33)
+    addresses = set(packed.train.row_addresses)
+
+    dataset, train = make_copy(packed), make_copy(packed.train)
+
+    assert dataset.manifest == packed.manifest
+    for split in (dataset.train, train):
+        assert np.array_equal(split.read_images(rows), packed.train.read_images(rows))
+        assert not set(split.row_addresses) & addresses
+
+
+def test_a_spawned_process_reads_a_split_that_was_used_before(
+    packed: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(packed.folder.parent)
+    split = open_dataset(packed.folder.name).train  # a path that means nothing elsewhere
+    assert len(split.row_addresses) == 33
+    rows = np.array([32, 0, 10])
+
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), os.chdir, (packed.folder.parent.parent,)
+    ) as pool:
+        images = pool.submit(operator.methodcaller("read_images", rows), split).result()
+
+    assert np.array_equal(images, split.read_images(rows))
+
+
+def test_a_pickle_of_a_dataset_that_was_packed_again_since_is_refused(
+    packed: PackedDataset,
+) -> None:
+    data = pickle.dumps(packed)
+    manifest = packed.folder / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+
+    with pytest.raises(ShardError, match=r"packed: manifest .* was pickled; it was packed again"):
+        pickle.loads(data)
 
 
 def test_a_dataset_with_an_empty_split_opens(packed: PackedDataset) -> None:

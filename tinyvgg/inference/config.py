@@ -32,7 +32,7 @@ class EvaluateConfig:
     device: str = "auto"
     """auto takes CUDA or another accelerator where there is one; else cpu, cuda, cuda:1, …"""
     json: bool = False
-    """End stdout with one JSON document."""
+    """Print one JSON document, and nothing else, to stdout."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be scored."""

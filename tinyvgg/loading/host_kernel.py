@@ -23,6 +23,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tinyvgg.kernels import compile_kernel
 from tinyvgg.loading.batch import Batch, Normalization
 from tinyvgg.loading.plan import RankEpoch
 
@@ -57,7 +58,7 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
     return signature, generate
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _prefetch_next(addresses, i, num_bytes):  # type: ignore[no-untyped-def]
     """Ask for the pages of the image after the i-th, which lies anywhere in the shards.
 
@@ -70,7 +71,7 @@ def _prefetch_next(addresses, i, num_bytes):  # type: ignore[no-untyped-def]
             _prefetch(addresses[i + 1] + offset)
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _copy_images(addresses, out):  # type: ignore[no-untyped-def]
     """Fill `out` uint8 [b, bytes] with whole images, as stored."""
     for i in range(addresses.size):
@@ -80,7 +81,7 @@ def _copy_images(addresses, out):  # type: ignore[no-untyped-def]
             copy[k] = image[k]
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _copy_inside(addresses, margin, out):  # type: ignore[no-untyped-def]
     """Fill the inside of `out` uint8 [b, H + 2 margin, 3 (W + 2 margin)] with whole images."""
     height, row_bytes = out.shape[1] - 2 * margin, out.shape[2] - 6 * margin
@@ -93,7 +94,7 @@ def _copy_inside(addresses, margin, out):  # type: ignore[no-untyped-def]
                 row[k] = line[k]
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _crop_row(address, height, y, dy, dx, flip, fill, row):  # type: ignore[no-untyped-def]
     """Fill `row` uint8 [3 W] with row y of the crop of the image at `address`, mirrored or not.
 
@@ -125,7 +126,7 @@ def _crop_row(address, height, y, dy, dx, flip, fill, row):  # type: ignore[no-u
             row[3 * (width - 1 - column if flip else column) + c] = fill[c]
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _crop_images(addresses, dy, dx, flip, fill, out):  # type: ignore[no-untyped-def]
     """Fill `out` uint8 [b, H, 3 W]: cropped and flipped."""
     for i in range(addresses.size):
@@ -134,7 +135,7 @@ def _crop_images(addresses, dy, dx, flip, fill, out):  # type: ignore[no-untyped
             _crop_row(addresses[i], out.shape[1], y, dy[i], dx[i], flip[i], fill, out[i, y])
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _normalize_images(  # type: ignore[no-untyped-def]
     addresses, dy, dx, flip, fill, scale_row, shift_row, out
 ):
@@ -150,7 +151,7 @@ def _normalize_images(  # type: ignore[no-untyped-def]
                 line[k] = np.float32(row[k]) * scale_row[k] + shift_row[k]
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _round_images(  # type: ignore[no-untyped-def]
     addresses, dy, dx, flip, fill, scale_row, shift_row, out
 ):
@@ -171,7 +172,7 @@ def _round_images(  # type: ignore[no-untyped-def]
                 line[k] = (bits[k] + np.uint32(0x7FFF) + odd) >> np.uint32(16)
 
 
-@numba.njit(nogil=True, cache=True)
+@compile_kernel
 def _look_up_images(  # type: ignore[no-untyped-def]
     addresses, dy, dx, flip, fill, table, out
 ):

@@ -62,7 +62,7 @@ class PackConfig:
     overwrite: bool = False
     """Replace an existing OUT, at the end and only if everything went well."""
     json: bool = False
-    """End stdout with one JSON document."""
+    """Print one JSON document, and nothing else, to stdout."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be packed."""

@@ -17,8 +17,10 @@ class BenchConfig:
     """Seconds in each of three windows a stage."""
     device: str = "auto"
     """auto takes CUDA or another accelerator where there is one; else cpu, cuda, cuda:1, …"""
-    json: Path | None = None
+    out: Path | None = None
     """File to write the result into, as JSON."""
+    json: bool = False
+    """Print one JSON document, and nothing else, to stdout."""
 
     def __post_init__(self) -> None:
         """Refuse windows without length."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tinyvgg.errors import naming, printable
 from tinyvgg.shards.store import PackedDataset
 
 IMAGES_PER_CLASS = 4
@@ -36,7 +37,7 @@ def draw_grid(dataset: PackedDataset, path: Path) -> None:
     for label, record in enumerate(classes):
         left = label % CLASSES_PER_LINE * cell_width + MARGIN_PIXELS
         top = label // CLASSES_PER_LINE * cell_height + MARGIN_PIXELS
-        words = f"{label} {record.folder} {record.words}".strip()
+        words = printable(f"{label} {record.folder} {record.words}".strip())
         while pen.textlength(words, font) > cell_width - 2 * MARGIN_PIXELS:
             words = words.removesuffix("…")[:-1] + "…"
         pen.text((left, top), words, "black", font)
@@ -44,4 +45,5 @@ def draw_grid(dataset: PackedDataset, path: Path) -> None:
         for position, pixels in enumerate(dataset.train.read_images(rows) if len(rows) else []):
             thumbnail = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(thumbnail, (left + position * (width + MARGIN_PIXELS), top + TEXT_PIXELS))
-    sheet.save(path, "PNG")
+    with naming(path):
+        sheet.save(path, "PNG")

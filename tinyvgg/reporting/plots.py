@@ -4,6 +4,7 @@ From: `training` (metrics of each epoch) and `inference` (a confusion matrix).
 To:   files in the run folder. Figures are drawn without a display.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from tinyvgg.errors import naming, printable
 
 DOTS_PER_INCH = 120
 
@@ -37,7 +40,7 @@ def plot_curves(history: Sequence[dict[str, float]], folder: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(folder / file_name, dpi=DOTS_PER_INCH)
+        _save(figure, folder / file_name)
 
 
 def plot_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], path: Path) -> None:
@@ -45,7 +48,7 @@ def plot_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
 
     Args:
         confusion: int64 [K, K], images by label (row) and prediction (column).
-        class_names: K names; written on the axes up to 40 classes.
+        class_names: K names; written on the axes, behind their labels, up to 40 classes.
         path: of the PNG.
     """
     counts = confusion.sum(axis=1, keepdims=True)
@@ -58,6 +61,15 @@ def plot_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
     axes.set_ylabel("label")
     if len(class_names) <= 40:
         positions = range(len(class_names))
-        axes.set_xticks(positions, class_names, rotation=90, fontsize=6)
-        axes.set_yticks(positions, class_names, fontsize=6)
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+        names = [f"{label} {printable(name)}" for label, name in enumerate(class_names)]
+        # a dollar sign in a name begins no formula
+        axes.set_xticks(positions, names, rotation=90, fontsize=6, parse_math=False)
+        axes.set_yticks(positions, names, fontsize=6, parse_math=False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with naming(path), warnings.catch_warnings():
+        # no font has every script: boxes stand for such a name, behind its label
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=DOTS_PER_INCH)

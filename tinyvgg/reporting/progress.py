@@ -1,5 +1,7 @@
 """Progress: bars on stderr, with images/sec and time left. stdout stays free for results."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,14 +30,20 @@ class _ImagesPerSec(ProgressColumn):
 def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     """Yield a function that opens a bar: (title, images) -> advance(images)."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _ImagesPerSec(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        # rich would write to stderr what is printed, so that it scrolls past above the bar
+        redirect_stdout=_is_one_terminal(),
+        redirect_stderr=False,
+    ) as progress:
 
         def open_bar(title: str, num_images: int) -> Callable[[int], None]:
             task = progress.add_task(title, total=num_images, note="")
@@ -46,3 +54,12 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
             return advance
 
         yield open_bar
+
+
+def _is_one_terminal() -> bool:
+    """Return whether stdout and stderr are the same terminal."""
+    try:
+        numbers = [stream.fileno() for stream in (sys.stdout, sys.stderr)]
+    except (OSError, ValueError, AttributeError):  # closed, or not a file at all
+        return False
+    return all(map(os.isatty, numbers)) and os.path.samestat(*map(os.fstat, numbers))

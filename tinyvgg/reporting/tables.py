@@ -7,12 +7,14 @@ To:   `tinyvgg inspect`, `train --summary` and `evaluate`: JSON, rich tables, CS
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
+from tinyvgg.errors import naming, printable
 from tinyvgg.shards.manifest import SPLITS
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.summary import LayerSummary
@@ -57,7 +59,7 @@ def render_description(description: dict[str, Any]) -> list[Table]:
     """Return the tables that `tinyvgg inspect` prints."""
     image = description["image"]
     size = f"{image['width']}x{image['height']} {image['dtype']} RGB"
-    splits = Table(title=f"{description['packed']}: {size}")
+    splits = Table(title=Text(printable(f"{description['packed']}: {size}")))
     for column in ("split", "images", "shards", "MiB", "mean", "std", "skipped"):
         splits.add_column(column, justify="left" if column == "split" else "right")
     for name, split in description["splits"].items():
@@ -73,12 +75,13 @@ def render_description(description: dict[str, Any]) -> list[Table]:
         )
     classes = Table(title=f"{len(description['classes']):,} classes")
     for column in ("label", "class folder", "words", "train", "val"):
-        classes.add_column(column, justify="right" if column in ("train", "val") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("train", "val") else "left"
+        classes.add_column(column, justify=justify, overflow="fold")  # whole, in several lines
     for record in description["classes"]:
         classes.add_row(
             str(record["label"]),
-            record["folder"],
-            record["words"],
+            Text(printable(record["folder"])),  # plain strings would be read as markup
+            Text(printable(record["words"])),
             f"{record['train']:,}",
             f"{record['val']:,}",
         )
@@ -109,7 +112,11 @@ def write_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pa
         class_names: K names.
         path: of the CSV.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        naming(path),
+        # a folder's name may hold bytes that are no UTF-8
+        path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["label", *class_names])
         for name, row in zip(class_names, confusion.tolist(), strict=True):

@@ -14,7 +14,7 @@ class VerifyConfig:
     packed: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKED")]
     """Folder that 'tinyvgg pack' wrote."""
     json: bool = False
-    """End stdout with one JSON document."""
+    """Print one JSON document, and nothing else, to stdout."""
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ class InspectConfig:
     grid: Path | None = None
     """PNG file to draw a contact sheet into: four images of every class, with its words."""
     json: bool = False
-    """End stdout with one JSON document."""
+    """Print one JSON document, and nothing else, to stdout."""

@@ -128,9 +128,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of an opened dataset.
+    """One split of an opened dataset. Pickled, copied or sent to a process it is opened again.
 
     Attributes:
+        folder: of the dataset.
+        manifest_sha256: of the manifest's bytes.
         name: "train" or "val".
         record: its manifest entry.
         shards: its shards in order; row r of the split is row r mod shard_size of
@@ -138,10 +140,16 @@ class Split:
         labels: int64 [num_images].
     """
 
+    folder: Path
+    manifest_sha256: str
     name: str
     record: SplitRecord
     shards: list[Shard]
     labels: NDArray[np.int64]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as a path: neither pixels nor addresses of this process are of use elsewhere."""
+        return _reopen_split, (self.folder.absolute(), self.manifest_sha256, self.name)
 
     @property
     def num_images(self) -> int:
@@ -172,6 +180,8 @@ class Split:
 class PackedDataset:
     """A packed folder that passed every check of `open_dataset`.
 
+    Pickled, copied or sent to a process it travels as its path, and is opened again there.
+
     Attributes:
         folder: where it is.
         manifest: its manifest.
@@ -185,6 +195,10 @@ class PackedDataset:
     manifest_sha256: str
     train: Split
     val: Split
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as a path."""
+        return _reopen_dataset, (self.folder.absolute(), self.manifest_sha256)
 
     @property
     def class_names(self) -> list[str]:
@@ -237,8 +251,27 @@ def open_dataset(folder: str | os.PathLike[str]) -> PackedDataset:
     """
     folder = Path(folder)
     manifest, manifest_sha256 = read_manifest(folder)
-    train, val = (_open_split(folder, manifest, name) for name in SPLITS)
+    train, val = (_open_split(folder, manifest, manifest_sha256, name) for name in SPLITS)
     return PackedDataset(folder, manifest, manifest_sha256, train, val)
+
+
+def _reopen_dataset(folder: Path, manifest_sha256: str) -> PackedDataset:
+    """Open the data set that was pickled.
+
+    Raises:
+        ShardError: another one has taken its place since, or as in `open_dataset`.
+    """
+    dataset = open_dataset(folder)
+    if dataset.manifest_sha256 != manifest_sha256:
+        raise ShardError(
+            f"{folder}: manifest {dataset.manifest_sha256[:12]}…, {manifest_sha256[:12]}… was "
+            "pickled; it was packed again since, open it anew"
+        )
+    return dataset
+
+
+def _reopen_split(folder: Path, manifest_sha256: str, name: str) -> Split:
+    return _reopen_dataset(folder, manifest_sha256).split(name)
 
 
 def verify_dataset(
@@ -286,12 +319,12 @@ def _write_npy(path: Path, header: bytes, blocks: Iterable[NDArray[np.uint8]]) -
         return file.tell(), digest.hexdigest()
 
 
-def _open_split(folder: Path, manifest: Manifest, name: str) -> Split:
+def _open_split(folder: Path, manifest: Manifest, manifest_sha256: str, name: str) -> Split:
     record = manifest.split(name)
     shards = [_open_shard(folder, manifest, shard) for shard in record.shards]
     labels = np.concatenate([shard.labels for shard in shards] or [np.zeros(0, np.int64)])
     labels.setflags(write=False)
-    return Split(name, record, shards, labels)
+    return Split(folder, manifest_sha256, name, record, shards, labels)
 
 
 def _open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:

@@ -98,7 +98,7 @@ class TrainConfig:
     log_every: int = 50
     """Steps between printed lines of loss and accuracy."""
     json: bool = False
-    """End stdout with one JSON document."""
+    """Print one JSON document, and nothing else, to stdout."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""

@@ -9,14 +9,18 @@ From: `loop`, after each epoch and when it is stopped.
 To:   `train --resume`, `evaluate`, and whoever plots.
 
 Every file is replaced by rename. Metrics are written from the history in the checkpoint, so a
-resumed run never lists an epoch twice.
+resumed run never lists an epoch twice. One process writes a run at a time: it holds run.lock, which
+lies inside, so that whatever names the folder has (a link, a mount), they lead to one lock.
 """
 
 import csv
 import io
 import json
 import logging
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from tinyvgg import __version__
 from tinyvgg.durable import replace_file
-from tinyvgg.errors import CheckpointError
+from tinyvgg.errors import CheckpointError, DatasetError
+from tinyvgg.packing.locking import hold_lock
 from tinyvgg.training.checkpoint import read_checkpoint, write_checkpoint
 from tinyvgg.training.config import TrainConfig
 
@@ -83,13 +88,33 @@ class RunFolder:
         """The checkpoint with the best validation top-1."""
         return self.path / "best.pt"
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Make the folder and be its only writer, for the length of a `with` block.
+
+        Raises:
+            CheckpointError: another process is writing it.
+        """
+        is_new = not self.path.exists()
+        with ExitStack() as stack:
+            if is_new:
+                stack.callback(_remove_if_empty, self.path)
+            try:
+                stack.enter_context(hold_lock(self.path / "run", "tinyvgg train"))
+            except DatasetError as error:
+                raise CheckpointError(
+                    f"{self.path}: another 'tinyvgg train' is writing it; {_advise_second_writer()}"
+                ) from error
+            yield
+
     def check_new(self) -> None:
         """Refuse a folder that holds a run; `write_config` makes it.
 
         Raises:
             CheckpointError: it holds a run already.
         """
-        if self.path.exists() and any(file.suffix != ".partial" for file in self.path.iterdir()):
+        passing = (".partial", ".lock")  # a killed run leaves them before it has written anything
+        if self.path.exists() and any(file.suffix not in passing for file in self.path.iterdir()):
             raise CheckpointError(
                 f"{self.path}: exists already; pass --resume to go on with it, or another --out"
             )
@@ -146,6 +171,22 @@ class RunFolder:
             checkpoint = read_checkpoint(self.previous, device)
             logger.warning("%s; going on from previous.pt, step %s", error, checkpoint.get("step"))
             return checkpoint, True
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # there is something in it: a run
+        folder.rmdir()
+
+
+def _advise_second_writer() -> str:
+    """Say what to do where a run is being written already; under SLURM that has one cause."""
+    num_tasks = os.environ.get("SLURM_NTASKS", "1")
+    if num_tasks != "1" and "WORLD_SIZE" not in os.environ:
+        return (
+            f"each of {num_tasks} SLURM tasks would train alone, so pass --ntasks=1, or have one "
+            "torchrun start the processes"
+        )
+    return "wait for it, or pass another --out"
 
 
 def read_run_config(folder: Path) -> TrainConfig:
