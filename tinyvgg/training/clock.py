@@ -20,7 +20,7 @@ import torch
 
 
 class TimingEvent(Protocol):
-    """An event of an accelerator, as `torch.Event` with timing is one."""
+    """An event of an accelerator, as `StreamEvent` is one."""
 
     def record(self) -> None:
         """Let it pass when the current stream has done what it was given so far."""
@@ -30,6 +30,26 @@ class TimingEvent(Protocol):
 
     def elapsed_time(self, other: Any, /) -> float:
         """Return the milliseconds from this one to another, both passed."""
+
+
+class StreamEvent:
+    """A timing event of a device, whichever device is the current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.event = torch.Event(device, enable_timing=True)
+
+    def record(self) -> None:
+        """Let it pass when the device's current stream has done what it was given so far."""
+        self.event.record(torch.accelerator.current_stream(self.device))
+
+    def query(self) -> bool:
+        """Return whether it has passed."""
+        return self.event.query()
+
+    def elapsed_time(self, other: "StreamEvent", /) -> float:
+        """Return the milliseconds from this one to another, both passed."""
+        return self.event.elapsed_time(other.event)
 
 
 class Clock:
@@ -60,7 +80,7 @@ class Clock:
         """Return a clock for the steps of a device."""
         if device.type == "cpu":
             return cls(batch_size)
-        return cls(batch_size, lambda: torch.Event(device, enable_timing=True))
+        return cls(batch_size, lambda: StreamEvent(device))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -61,11 +61,11 @@ def joined_world(device: torch.device) -> Iterator[int]:
     All ranks leave together, and nothing that holds the group outlives it: gloo's threads abort
     a process that ends while a peer still talks, or that frees the group at interpreter exit.
     """
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)
     if "WORLD_SIZE" not in os.environ:
         yield 0
         return
-    if device.type != "cpu":
-        torch.accelerator.set_device_index(device.index)
     if device.type == "cuda":  # said, NCCL need not guess it from the rank
         torch.distributed.init_process_group("nccl", device_id=device)
     else:
