@@ -224,13 +224,6 @@ def build_model(config: TrainConfig, num_classes: int) -> Network:
     return model
 
 
-def _choose_amp(device: torch.device) -> str:
-    """Return what "auto" means for precision on a device; say why."""
-    amp, reason = choose_amp(device)
-    logger.info("amp %s: %s", amp, reason)
-    return amp
-
-
 def check_unchanged(config: TrainConfig, stored: TrainConfig) -> None:
     """Refuse to go on with a run under settings that it cannot change.
 
@@ -290,7 +283,8 @@ def open_training(
         run.check_new()
     if device.type == "cuda":  # a run has a few shapes, each for thousands of steps
         torch.backends.cudnn.benchmark = True
-    amp = agree_on(_choose_amp(device)) if config.amp == "auto" else config.amp
+    amp, amp_reason = choose_amp(device) if config.amp == "auto" else (config.amp, "")
+    amp = agree_on(amp)
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
     is_reference = config.statistics == "reference"
     loader_config = LoaderConfig(
@@ -308,6 +302,8 @@ def open_training(
             f"batch_size must be divisible by {loader.world_size} ranks times accumulate "
             f"{config.accumulate}, got {config.batch_size}"
         )
+    if amp_reason:  # said once nothing can be refused any more: an error is one line
+        logger.info("amp %s: %s", amp, amp_reason)
     model = build_model(config, len(dataset.class_names)).to(device)
     average = AveragedNetwork(model, config.ema_decay) if config.ema_decay else None
     training = Training(config, dataset, loader, model, amp, device, compiled, average)
