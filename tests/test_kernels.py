@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+REPOSITORY = Path(__file__).parents[1]
 KERNEL = """
 from tinyvgg.kernels import compile_kernel
 
@@ -30,7 +31,7 @@ def run_kernel(folder: Path, **environment: str) -> tuple[str, str]:
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{REPOSITORY}", **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
@@ -77,8 +78,6 @@ def test_a_full_disk_costs_only_the_cache(tmp_path: Path) -> None:
     code = "import os, uuid; os.replace = lambda *paths: open('/dev/full', 'wb', 0).write(b'x')\n"
     (tmp_path / "sitecustomize.py").write_text(code)  # numba moves what it wrote into place
 
-    stdout, _ = run_kernel(
-        tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"), PYTHONPATH=str(tmp_path)
-    )
+    stdout, _ = run_kernel(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
 
     assert stdout == "12 0\n"

@@ -4,7 +4,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,11 @@ def child_processes() -> set[str]:
     tasks = list(Path("/proc/self/task").glob("*/children"))
     if not tasks:
         return {str(child.pid) for child in multiprocessing.active_children()}
-    return {pid for task in tasks for pid in task.read_text().split()}
+    children: set[str] = set()
+    for task in tasks:
+        with suppress(OSError):  # that thread has ended since
+            children |= set(task.read_text().split())
+    return children
 
 
 @contextmanager
