@@ -52,11 +52,27 @@ def measure_arm(
     return {"end": {**ended, "seconds": time.perf_counter() - started}}
 
 
+def reset_compiler() -> None:
+    """Forget what was compiled; a compiled function that goes in the middle of a reset breaks it.
+
+    A thread of a loader may hold the last reference to one: collecting first is not enough.
+    """
+    for _ in range(3):
+        gc.collect()
+        try:
+            torch.compiler.reset()
+        except RuntimeError as error:
+            if "changed size during iteration" not in str(error):
+                raise
+        else:
+            return
+    torch.compiler.reset()
+
+
 def clear_device(setting: Setting) -> bool:
     """Give back what an arm held; return whether this process can go on."""
     try:
-        gc.collect()  # first: a compiled function that goes in the middle of a reset breaks it
-        torch.compiler.reset()
+        reset_compiler()
         if setting.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
