@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,27 +47,44 @@ def read_run(out: Path) -> tuple[dict[str, torch.Tensor], list[tuple[float, ...]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "num_kills"), [("SIGKILL", 20), ("SIGTERM", 3)])
 def test_a_run_stopped_at_random_ends_with_the_weights_of_one_that_was_not(
-    color_dataset: PackedDataset, tmp_path: Path, name: str, num_kills: int
+    color_dataset: PackedDataset, tmp_path: Path
 ) -> None:
     words = ["train", str(color_dataset.folder), "--device", "cpu", "--amp", "off"]
-    words += ["--epochs", "12", "--batch-size", "8", "--log-every", "2"]
-    words += ["--optimizer", "sgd", "--learning-rate", "6e-4"]
+    words += ["--epochs", "8", "--batch-size", "8", "--log-every", "2"]
+    words += ["--optimizer", "sgd", "--learning-rate", "6e-4", "--arch", "vgg11", "--sizes", "32"]
+    words += ["--size-shares", "1"]
     words += ["--checkpoint-minutes", "0.005"]
     log = tmp_path / "log.txt"
+    started = time.monotonic()
     whole = start([*words, "--out", str(tmp_path / "whole")], log)
     whole.join()
     assert whole.exitcode == 0, log.read_text()
+    whole_sec = time.monotonic() - started
+    expected, expected_epochs = read_run(tmp_path / "whole")
+
+    for name, num_kills in (("SIGKILL", 20), ("SIGTERM", 3)):
+        out = tmp_path / name
+        stop_at_random([*words, "--out", str(out)], log, name, num_kills, whole_sec)
+
+        found, found_epochs = read_run(out)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        assert found_epochs == expected_epochs
+
+
+def stop_at_random(
+    words: list[str], log: Path, name: str, num_kills: int, whole_sec: float
+) -> None:
+    """Start a run, stop it and resume it so many times, then let it end."""
     generator = random.Random(0)
-    out = tmp_path / "run"
+    out = Path(words[-1])
     num_killed = 0
 
     while True:
         resume = ["--resume"] if (out / "config.json").exists() else []
-        process = start([*words, "--out", str(out), *resume], log)
-        if num_killed < num_kills:
-            process.join(generator.uniform(0.3, 1.5))
+        process = start([*words, *resume], log)
+        if num_killed < num_kills:  # 60 % of a run's time in all, so that it never ends before
+            process.join(0.3 + generator.uniform(0, 1.2) * whole_sec / num_kills)
             if process.is_alive():
                 os.kill(process.pid, getattr(signal, name))
                 num_killed += 1
@@ -76,6 +94,3 @@ def test_a_run_stopped_at_random_ends_with_the_weights_of_one_that_was_not(
         assert process.exitcode in (-getattr(signal, name), 128 + signal.SIGTERM), log.read_text()
 
     assert num_killed == num_kills
-    (found, found_epochs), (expected, expected_epochs) = read_run(out), read_run(tmp_path / "whole")
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-    assert found_epochs == expected_epochs
