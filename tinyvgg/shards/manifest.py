@@ -6,8 +6,12 @@ To:   `store.open_dataset`, which believes no shard that disagrees with it.
 Promises: keys sorted, two-space indent, one newline at the end, no times, no host names and
 no absolute paths, so that the same input gives the same bytes. Reading refuses what JSON
 parsers let through: a key given twice, NaN, a number in a string, an unknown field.
+
+Optional fields are absent where they say nothing; a manifest without them is as good as ever:
+`fields_sha256`, of all other fields as they are rendered, and of each shard `head_crc32`.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -19,6 +23,7 @@ from tinyvgg.errors import ShardError
 
 FORMAT = 1
 BLOCK_ROWS = 256  # rows behind one entry of block_crc32: damage is named to 256 images
+HEAD_BYTES = 4096  # of each file behind head_crc32: a page, which opening reads anyway
 SPLITS = ("train", "val")
 
 Count = Annotated[int, Field(ge=0, le=2**48)]
@@ -53,6 +58,13 @@ class ClassRecord(_Record):
     words: str
 
 
+class HeadChecksums(_Record):
+    """CRC-32 of the first 4 KiB of a shard's two files: tells shards apart without reading them."""
+
+    images: Crc32
+    labels: Crc32
+
+
 class ShardRecord(_Record):
     """One shard: its two files, their sizes in bytes and their checksums."""
 
@@ -64,6 +76,7 @@ class ShardRecord(_Record):
     images_sha256: Sha256
     labels_sha256: Sha256
     block_crc32: list[Crc32]
+    head_crc32: HeadChecksums | None = None
 
 
 class SkippedFile(_Record):
@@ -108,6 +121,7 @@ class Manifest(_Record):
     image: ImageFormat
     classes: Annotated[list[ClassRecord], Field(min_length=1)]
     splits: Splits
+    fields_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Manifest":
@@ -144,16 +158,27 @@ def shard_file_names(split: str, index: int) -> tuple[str, str]:
 
 def render_manifest(manifest: Manifest) -> bytes:
     """Return the bytes of `manifest.json`: sorted keys, ASCII, one newline at the end."""
-    text = json.dumps(manifest.model_dump(), indent=2, sort_keys=True, allow_nan=False)
+    fields = manifest.model_dump(exclude_none=True)
+    text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
     return (text + "\n").encode()
+
+
+def seal_manifest(manifest: Manifest) -> Manifest:
+    """Return a manifest with `fields_sha256`: the SHA-256 of how it is rendered without it."""
+    return manifest.model_copy(update={"fields_sha256": _hash_fields(manifest)})
+
+
+def _hash_fields(manifest: Manifest) -> str:
+    unsealed = manifest.model_copy(update={"fields_sha256": None})
+    return hashlib.sha256(render_manifest(unsealed)).hexdigest()
 
 
 def parse_manifest(data: bytes, name: str) -> Manifest:
     """Read the bytes of a manifest; `name` is its path, for errors.
 
     Raises:
-        ShardError: not JSON, another format version, or any field that is missing, unknown,
-            of another type or at odds with another one.
+        ShardError: not JSON, another format version, any field that is missing, unknown, of
+            another type or at odds with another one, or fields other than were sealed.
     """
     try:
         fields = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
@@ -172,8 +197,14 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise ShardError(f"{name}: {where}: {first['msg']}; pack the images again") from error
-    if json.dumps(manifest.model_dump(), sort_keys=True) != json.dumps(fields, sort_keys=True):
+    known = manifest.model_dump(exclude_none=True)
+    if json.dumps(known, sort_keys=True) != json.dumps(fields, sort_keys=True):
         raise ShardError(f"{name}: a field is missing, or a float is an int; pack the images again")
+    if manifest.fields_sha256 not in (None, _hash_fields(manifest)):
+        raise ShardError(
+            f"{name}: its fields are not those that were packed (fields_sha256); "
+            "copy the manifest or pack the images again"
+        )
     return manifest
 
 

@@ -9,8 +9,9 @@ To:   `loading`, which gets a data set from `open_dataset` and maps the rest.
 
 Promises to the next stage, checked when the folder is opened, in time proportional to the
 number of shards: every file has exactly the size and exactly the header that the manifest
-implies. The header of an NPY file is a function of shape and dtype, so it is compared byte for
-byte instead of being parsed: any flipped byte, other version, Fortran order or pickle is found.
+implies, and the first 4 KiB that were packed, so that exchanged shards are found. The header of
+an NPY file is a function of shape and dtype, so it is compared byte for byte instead of being
+parsed: any flipped byte, other version, Fortran order or pickle is found.
 
 Channels come last on disk on purpose. A batch read as [B, H, W, C] and viewed as [B, C, H, W]
 already has channels-last strides, so the first convolution takes it without a copy.
@@ -18,32 +19,41 @@ already has channels-last strides, so the first convolution takes it without a c
 
 import hashlib
 import io
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyvgg.durable import replace_file
-from tinyvgg.errors import ShardError
+from tinyvgg.errors import ShardError, naming
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
+    HEAD_BYTES,
     SPLITS,
+    HeadChecksums,
     Manifest,
     ShardRecord,
     SplitRecord,
     parse_manifest,
     render_manifest,
+    seal_manifest,
     shard_file_names,
 )
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_MAX_BYTES = 256 * 2**20  # a manifest for 10^9 images is smaller; more is not one
+
+
+def is_system_file(name: str) -> bool:
+    """Tell whether a file manager or a file system put a file there: no part of a data set."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
@@ -90,26 +100,28 @@ def write_shard(
 
     num_images = len(labels)
     header = npy_header((num_images, *image_shape), "|u1")
-    image_bytes, images_sha256 = _write_npy(folder / images_name, header, checked_blocks())
+    num_bytes = num_images * math.prod(image_shape)
+    images = _write_npy(folder / images_name, header, checked_blocks(), num_bytes)
     header = npy_header((num_images,), "<i8")
-    label_bytes, labels_sha256 = _write_npy(
-        folder / labels_name, header, [labels.astype("<i8").view(np.uint8)]
-    )
+    labels_block = labels.astype("<i8").view(np.uint8)
+    written = _write_npy(folder / labels_name, header, [labels_block], labels_block.nbytes)
     return ShardRecord(
         images=images_name,
         labels=labels_name,
         num_images=num_images,
-        image_bytes=image_bytes,
-        label_bytes=label_bytes,
-        images_sha256=images_sha256,
-        labels_sha256=labels_sha256,
+        image_bytes=images.num_bytes,
+        label_bytes=written.num_bytes,
+        images_sha256=images.sha256,
+        labels_sha256=written.sha256,
         block_crc32=block_crc32,
+        head_crc32=HeadChecksums(images=images.head_crc32, labels=written.head_crc32),
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` durably: after this the folder is a dataset."""
-    replace_file(folder / MANIFEST_NAME, lambda file: file.write(render_manifest(manifest)))
+    """Write `manifest.json`, sealed, durably: after this the folder is a dataset."""
+    data = render_manifest(seal_manifest(manifest))
+    replace_file(folder / MANIFEST_NAME, data)
 
 
 @dataclass(frozen=True)
@@ -284,8 +296,8 @@ def verify_dataset(
         advance: called with the number of images checked, shard by shard.
 
     Returns:
-        One line per damaged or missing file, naming the damaged image range; empty if all is
-        well.
+        One line per damaged, missing or surplus file, naming the damaged image range; empty if
+        all is well. Hidden files and those of file managers are nobody's damage.
 
     Raises:
         ShardError: the manifest itself cannot be used.
@@ -301,22 +313,37 @@ def verify_dataset(
             damages.extend(_verify_shard(folder, manifest, record, first_row))
             first_row += record.num_images
             advance(record.num_images)
-    surplus = sorted(entry.name for entry in folder.iterdir() if entry.name not in expected_names)
+    surplus = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name not in expected_names and not is_system_file(entry.name)
+    )
     damages.extend(f"{folder / name}: not in the manifest; remove it" for name in surplus)
     return damages
 
 
-def _write_npy(path: Path, header: bytes, blocks: Iterable[NDArray[np.uint8]]) -> tuple[int, str]:
-    """Write header and blocks durably; return the size and the SHA-256 of the file."""
+class _WrittenFile(NamedTuple):
+    num_bytes: int
+    sha256: str
+    head_crc32: int
+
+
+def _write_npy(
+    path: Path, header: bytes, blocks: Iterable[NDArray[np.uint8]], block_bytes: int
+) -> _WrittenFile:
+    """Write header and blocks, `block_bytes` in all, durably."""
     digest = hashlib.sha256(header)
-    with path.open("wb") as file:
+    head = header
+    with naming(path, len(header) + block_bytes), path.open("wb") as file:
         file.write(header)
         for block in blocks:
+            if len(head) < HEAD_BYTES:
+                head += block.reshape(-1)[: HEAD_BYTES - len(head)].tobytes()
             digest.update(block.data)
             file.write(block.data)
         file.flush()
         os.fsync(file.fileno())
-        return file.tell(), digest.hexdigest()
+        return _WrittenFile(file.tell(), digest.hexdigest(), zlib.crc32(head))
 
 
 def _open_split(folder: Path, manifest: Manifest, manifest_sha256: str, name: str) -> Split:
@@ -347,23 +374,27 @@ def _check_images(folder: Path, manifest: Manifest, record: ShardRecord) -> int:
     image = manifest.image
     shape = (record.num_images, image.height, image.width, image.channels)
     header = npy_header(shape, "|u1")
-    body_bytes = record.num_images * image.num_bytes
-    return _check_file(folder / record.images, header, body_bytes, record.image_bytes)
+    num_bytes = len(header) + record.num_images * image.num_bytes
+    head_crc32 = None if record.head_crc32 is None else record.head_crc32.images
+    return _check_file(folder / record.images, header, num_bytes, record.image_bytes, head_crc32)
 
 
 def _check_labels(folder: Path, record: ShardRecord) -> int:
     """Check size and header of a label file, and return where the labels begin."""
     header = npy_header((record.num_images,), "<i8")
-    return _check_file(folder / record.labels, header, record.num_images * 8, record.label_bytes)
+    num_bytes = len(header) + record.num_images * 8
+    head_crc32 = None if record.head_crc32 is None else record.head_crc32.labels
+    return _check_file(folder / record.labels, header, num_bytes, record.label_bytes, head_crc32)
 
 
-def _check_file(path: Path, header: bytes, body_bytes: int, given_bytes: int) -> int:
+def _check_file(
+    path: Path, header: bytes, expected: int, given_bytes: int, head_crc32: int | None
+) -> int:
     """Return the length of the header.
 
     Raises:
-        ShardError: the file has another header or size, or the manifest another size.
+        ShardError: the file has another header, size or beginning, or the manifest another size.
     """
-    expected = len(header) + body_bytes
     if given_bytes != expected:
         raise ShardError(
             f"{path.with_name(MANIFEST_NAME)}: {path.name} is given {given_bytes:,} bytes, its "
@@ -377,11 +408,16 @@ def _check_file(path: Path, header: bytes, body_bytes: int, given_bytes: int) ->
                 "the copy was cut short or is another file's, copy or pack it again"
             )
         with path.open("rb") as file:
-            found = file.read(len(header))
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise ShardError(f"{path}: {error.strerror}; copy or pack it again") from error
-    if found != header:
+    if not head.startswith(header):
         raise ShardError(f"{path}: its npy header is damaged; copy or pack it again")
+    if head_crc32 not in (None, zlib.crc32(head)):
+        raise ShardError(
+            f"{path}: its first {HEAD_BYTES:,} bytes are not those that were packed: damaged, or "
+            "another shard's file; copy or pack it again"
+        )
     return len(header)
 
 
@@ -389,15 +425,16 @@ def _verify_shard(
     folder: Path, manifest: Manifest, record: ShardRecord, first_row: int
 ) -> Iterator[str]:
     """Yield a line for each damage of one shard whose first image is `first_row` of the split."""
+    whole = record.model_copy(update={"head_crc32": None})  # a block's checksum says more
     damages = [
-        *_verify_images(folder, manifest, record, first_row),
-        *_verify_labels(folder, record, first_row),
+        *_verify_images(folder, manifest, whole, first_row),
+        *_verify_labels(folder, whole, first_row),
     ]
     yield from damages
     if not damages:
         try:
             _open_shard(folder, manifest, record)
-        except ShardError as error:  # labels beyond the classes
+        except ShardError as error:  # labels beyond the classes, another head_crc32
             yield str(error)
 
 

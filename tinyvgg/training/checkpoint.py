@@ -31,7 +31,7 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any], keep_as: Path | Non
     """
     whole = io.BytesIO()  # torch.save into a file hides a full disk behind a RuntimeError
     torch.save({"format": FORMAT, **checkpoint}, whole)
-    replace_file(path, lambda file: file.write(whole.getbuffer()), keep_as)
+    replace_file(path, whole.getbuffer(), keep_as)
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -130,17 +130,17 @@ class RunFolder:
         }
         document = {"config": settings, "resolved": resolved, "versions": versions}
         data = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
-        replace_file(self.path / "config.json", lambda file: file.write(data))
+        replace_file(self.path / "config.json", data)
 
     def write_metrics(self, history: list[EpochMetrics]) -> None:
         """Write metrics.jsonl and metrics.csv from the whole history."""
         lines = "".join(json.dumps(asdict(metrics)) + "\n" for metrics in history)
-        replace_file(self.path / "metrics.jsonl", lambda file: file.write(lines.encode()))
+        replace_file(self.path / "metrics.jsonl", lines.encode())
         table = io.StringIO()
         writer = csv.DictWriter(table, list(EpochMetrics.__dataclass_fields__))
         writer.writeheader()
         writer.writerows(asdict(metrics) for metrics in history)
-        replace_file(self.path / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
+        replace_file(self.path / "metrics.csv", table.getvalue().encode())
 
     def write_last(self, checkpoint: dict[str, Any]) -> None:
         """Replace last.pt, and keep the one there was as previous.pt."""
