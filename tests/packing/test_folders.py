@@ -420,7 +420,7 @@ def test_a_flipped_bit_of_an_image_in_a_zip_is_an_error_of_that_image(tmp_path: 
 
     listed = list_images(path)
 
-    with pytest.raises(OSError, match="damaged in the zip: wrong size or CRC-32"):
+    with pytest.raises(DatasetError, match="damaged in the zip: wrong size or CRC-32"):
         listed.tree.read_file("train/ant/a2.JPEG")
     assert len(listed.tree.read_file("train/ant/a1.JPEG")) == 2000
     listed.tree.close()
@@ -474,7 +474,7 @@ def test_an_encrypted_member_cannot_be_read(tmp_path: Path) -> None:
 
     listed = list_images(path)
 
-    with pytest.raises(OSError, match="encrypted in the zip"):
+    with pytest.raises(DatasetError, match="encrypted in the zip"):
         listed.tree.read_file(FLAT[0])
     listed.tree.close()
 
@@ -482,7 +482,7 @@ def test_an_encrypted_member_cannot_be_read(tmp_path: Path) -> None:
 def test_a_member_in_another_compression_cannot_be_read(tmp_path: Path) -> None:
     listed = list_images(write_zip(tmp_path / "files.zip", compression=zipfile.ZIP_BZIP2))
 
-    with pytest.raises(OSError, match="compression method 12 in the zip, expected deflate"):
+    with pytest.raises(DatasetError, match="compression method 12 in the zip, expected deflate"):
         listed.tree.read_file(FLAT[0])
     listed.tree.close()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvgg.errors import ShardError
@@ -97,6 +97,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return seal_manifest(manifest) if draw(st.booleans()) else manifest
 
 
+@settings(deadline=None)
 @given(manifests())
 def test_what_is_rendered_is_parsed_back(manifest: Manifest) -> None:
     data = render_manifest(manifest)
@@ -107,6 +108,7 @@ def test_what_is_rendered_is_parsed_back(manifest: Manifest) -> None:
     assert render_manifest(parsed) == data
 
 
+@settings(deadline=None)
 @given(manifests())
 def test_a_manifest_is_ascii_with_sorted_keys_and_one_newline_at_the_end(
     manifest: Manifest,

@@ -8,17 +8,25 @@ To:   `shards.store`, which writes the files; `loading` opens them.
     write threads   hash, checksum, write and fsync a shard, block by block, in order
 
 Promises: the bytes depend on the images alone, not on the number of threads; memory is 32 MiB
-of buffers whatever the input's size; OUT appears by one rename, complete, or not at all.
+of buffers, or an image for each decode thread and two more where that is more, besides what
+decoding takes (`decode`); OUT appears by one rename, complete, or not at all.
 
 Bad images are found on the first pass over a split. With `--on-bad skip` the split is then
-packed again without them: they are rare, and a second pass is simpler than rows that move.
+packed again without them: they are rare, and a second pass is simpler than rows that move. A
+fault of the machine while an image is read (EIO, EMFILE, …) says nothing of that image: it ends
+the pack, also under `--on-bad skip`.
+
+The size of all images is that of most. Where 64 images spread over the train split agree, it is
+theirs; else the headers of all are read, one more pass that few sets need.
 """
 
 import contextlib
+import errno
 import math
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +42,7 @@ from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.decode import decode_image, read_image_size
 from tinyvgg.packing.folders import ImageSource, SourceImage, list_images
 from tinyvgg.packing.locking import hold_lock
+from tinyvgg.regular import is_of_the_file
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
     SPLITS,
@@ -48,13 +57,14 @@ from tinyvgg.shards.manifest import (
 from tinyvgg.shards.store import MANIFEST_NAME, write_manifest, write_shard
 
 BUFFER_BYTES = 32 * 2**20  # 10 blocks of 64 x 64 images: they stay in the L3 cache
+SAMPLE_IMAGES = 64  # whose headers are read first: 3 ms
 TILE_VALUES = 128 * 768  # of `sum_channels`
 NUM_WRITERS = 2  # one hashes and writes while the other waits for fsync
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Up to 256 decoded images in a borrowed buffer, and what was learned on the way."""
+    """Decoded images in a borrowed buffer, part of 256 rows, and what was learned on the way."""
 
     images: NDArray[np.uint8]
     buffer: NDArray[np.uint8]
@@ -105,7 +115,7 @@ def pack_images(
         warnings.simplefilter("ignore")
         source = list_images(config.source)
         stack.callback(source.tree.close)
-        image = _image_format(source, config.resize)
+        image = _image_format(source, config.resize, config.workers or _num_cores())
         _check_space(out, source, image)
         partial.mkdir(parents=True)
         try:
@@ -121,7 +131,7 @@ def pack_images(
                 for folder, words in zip(source.class_folders, source.class_words, strict=True)
             ]
             manifest = Manifest(image=image, classes=classes, splits=Splits(**splits))
-            write_manifest(partial, manifest)
+            manifest = write_manifest(partial, manifest)
             _publish(partial, out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -165,8 +175,12 @@ class _Packer:
         """Return the images without the bad ones, and remove what was written of the split."""
         dropped = {image.path for image, _ in bad}
         left = [image for image in images if image.path not in dropped]
-        if not left:
-            raise DatasetError(f"{self.source.name}: every {split} image is bad")
+        if len(left) < len(bad):
+            title = f"{self.source.name}: {len(bad):,} of {len(images):,} {split} images are bad"
+            reasons = [(_printable(image.path), reason) for image, reason in bad]
+            raise DatasetError(
+                bad_files_text(title, reasons, "so many are not skipped, mend or remove them")
+            )
         for path in self.folder.glob(f"{split}-*.npy"):
             path.unlink()
         return left
@@ -182,11 +196,13 @@ class _Packer:
 
     def _write_shards(self, splits: dict[str, list[SourceImage]]) -> dict[str, list[_WrittenShard]]:
         """Write all shards of some splits; rows of bad images hold anything."""
-        block_shape = (BLOCK_ROWS, self.image.height, self.image.width, 3)
-        free: SimpleQueue[NDArray[np.uint8] | None] = SimpleQueue()
-        for _ in range(max(2, BUFFER_BYTES // (BLOCK_ROWS * self.image.num_bytes))):
-            free.put(np.empty(block_shape, np.uint8))
         num_decoders = self.config.workers or _num_cores()
+        num_rows = _count_rows(self.image.num_bytes, num_decoders)
+        block_shape = (num_rows, self.image.height, self.image.width, 3)
+        free: SimpleQueue[NDArray[np.uint8] | None] = SimpleQueue()
+        num_buffers = BUFFER_BYTES // (num_rows * self.image.num_bytes)
+        for _ in range(max(num_decoders + 2, num_buffers)):
+            free.put(np.empty(block_shape, np.uint8))
         with ThreadPoolExecutor(num_decoders) as decoders, ThreadPoolExecutor(NUM_WRITERS) as pool:
             writing: dict[str, list[Future[_WrittenShard]]] = {split: [] for split in splits}
             try:
@@ -197,11 +213,11 @@ class _Packer:
                     shard = _Shard(split, index, rows, blocks)
                     writing[split].append(pool.submit(self._write_shard, shard, free, advance))
                     try:
-                        for start in range(0, len(rows), BLOCK_ROWS):
+                        for start in range(0, len(rows), num_rows):
                             buffer = free.get()  # waits here: this bounds the memory
                             if buffer is None:  # a writer gave up, result() says why
                                 return _results(writing)
-                            part = rows[start : start + BLOCK_ROWS]
+                            part = rows[start : start + num_rows]
                             blocks.put(decoders.submit(self._decode_block, part, buffer))
                     finally:
                         blocks.put(None)
@@ -222,12 +238,14 @@ class _Packer:
     def _decode_block(self, rows: list[SourceImage], buffer: NDArray[np.uint8]) -> _Block:
         """Decode images into the first rows of a buffer; runs in a decode thread."""
         bad_files = []
-        read_file, resize = self.source.tree.read_file, self.config.resize is not None
+        resize = self.config.resize is not None
         for pixels, image in zip(buffer, rows, strict=False):
             try:
-                decode_image(read_file(image.path), pixels, resize=resize)
-            except (DatasetError, OSError) as error:
-                bad_files.append((image, _reason(error)))
+                decode_image(_read_image(self.source, image), pixels, resize=resize)
+            except DatasetError as error:
+                bad_files.append((image, str(error)))
+            except MemoryError as error:
+                raise OSError(errno.ENOMEM, "out of memory", _printable(image.path)) from error
         images = buffer[: len(rows)]
         return _Block(images, buffer, sum_channels(images), bad_files)
 
@@ -260,6 +278,29 @@ class _Packer:
             free.put(None)
             raise
         return _WrittenShard(record, sums, bad_files)
+
+
+def _count_rows(image_bytes: int, num_decoders: int) -> int:
+    """Return the images of a buffer, a power of two up to 256, so that parts make up blocks."""
+    num_rows = BLOCK_ROWS
+    while num_rows > 1 and num_rows * image_bytes * (num_decoders + 2) > BUFFER_BYTES:
+        num_rows //= 2
+    return num_rows
+
+
+def _read_image(source: ImageSource, image: SourceImage) -> bytes:
+    """Return the bytes of an image.
+
+    Raises:
+        DatasetError: the file is none that can be read.
+        OSError: the machine cannot read it.
+    """
+    try:
+        return source.tree.read_file(image.path)
+    except OSError as error:
+        if is_of_the_file(error):
+            raise DatasetError(error.strerror or str(error)) from error
+        raise
 
 
 def _results(writing: dict[str, list[Future[_WrittenShard]]]) -> dict[str, list[_WrittenShard]]:
@@ -306,21 +347,52 @@ def _mean_std(sums: NDArray[np.int64], num_pixels: int) -> tuple[list[float], li
     return mean, std
 
 
-def _image_format(source: ImageSource, resize: int | None) -> ImageFormat:
-    """Return the size every image must have: that of the first one that can be read."""
+def _image_format(source: ImageSource, resize: int | None, num_threads: int) -> ImageFormat:
+    """Return the size every image must have: that of most train images that can be read.
+
+    Raises:
+        DatasetError: no image can be read, or no size is that of more than half.
+    """
     if resize is not None:
         return ImageFormat(height=resize, width=resize)
-    bad_files = []
-    for image in source.splits["train"]:
+    images = source.splits["train"]
+    num_sampled = min(SAMPLE_IMAGES, len(images))
+    sample = [images[len(images) * place // num_sampled] for place in range(num_sampled)]
+    sizes, bad_files = _count_sizes(source, sample, num_threads)
+    if len(sizes) != 1 and num_sampled < len(images):
+        sizes, bad_files = _count_sizes(source, images, num_threads)
+    if not sizes:
+        title = f"{source.name}: no train image can be read"
+        raise DatasetError(bad_files_text(title, bad_files, "are these images?"))
+    (height, width), num_images = sizes.most_common(1)[0]
+    if 2 * num_images <= sizes.total():
+        most = ", ".join(f"{n:,} of {w}x{h}" for (h, w), n in sizes.most_common(3))
+        raise DatasetError(
+            f"{source.name}: train images of {len(sizes):,} sizes, {most} and so on, expected one "
+            "size that most of them have; pack with --resize"
+        )
+    return ImageFormat(height=height, width=width)
+
+
+def _count_sizes(
+    source: ImageSource, images: list[SourceImage], num_threads: int
+) -> tuple[Counter[tuple[int, int]], list[tuple[str, str]]]:
+    """Count the (height, width) of some images by their headers, and list what has none."""
+
+    def read_size(image: SourceImage) -> tuple[int, int] | str:
         try:
-            height, width = read_image_size(source.tree.read_file(image.path))
-        except (DatasetError, OSError) as error:
-            bad_files.append((_printable(image.path), _reason(error)))
-        else:
-            return ImageFormat(height=height, width=width)
-    raise DatasetError(
-        bad_files_text(f"{source.name}: no train image can be read", bad_files, "are these images?")
-    )
+            return read_image_size(_read_image(source, image))
+        except DatasetError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        found = list(pool.map(read_size, images))
+    bad_files = [
+        (_printable(image.path), size)
+        for image, size in zip(images, found, strict=True)
+        if isinstance(size, str)
+    ]
+    return Counter(size for size in found if not isinstance(size, str)), bad_files
 
 
 def _check_out(config: PackConfig, out: Path) -> None:
@@ -375,11 +447,6 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _reason(error: DatasetError | OSError) -> str:
-    """Say why a file is bad, without its path: `bad_files_text` has that in front."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _printable(path: str) -> str:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from tinyvgg.durable import replace_file
 from tinyvgg.errors import ShardError, naming
+from tinyvgg.regular import read_regular_file
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
     HEAD_BYTES,
@@ -84,7 +85,8 @@ def write_shard(
         split: "train" or "val".
         index: number of the shard in its split, from 0.
         image_shape: (H, W, 3).
-        blocks: the images, uint8 [256, H, W, 3], C order, the last block possibly shorter.
+        blocks: the images, uint8 [k, H, W, 3], C order, with k a divisor of 256, the last one
+            possibly shorter.
         labels: int64 [n].
 
     Raises:
@@ -94,8 +96,12 @@ def write_shard(
     block_crc32: list[int] = []
 
     def checked_blocks() -> Iterator[NDArray[np.uint8]]:
+        num_rows = 0
         for block in blocks:
-            block_crc32.append(zlib.crc32(block.data))
+            if num_rows % BLOCK_ROWS == 0:
+                block_crc32.append(0)
+            block_crc32[-1] = zlib.crc32(block.data, block_crc32[-1])
+            num_rows += len(block)
             yield block
 
     num_images = len(labels)
@@ -118,10 +124,15 @@ def write_shard(
     )
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`, sealed, durably: after this the folder is a dataset."""
-    data = render_manifest(seal_manifest(manifest))
-    replace_file(folder / MANIFEST_NAME, data)
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Seal a manifest, write `manifest.json` durably, which makes the folder a dataset; return it.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    sealed = seal_manifest(manifest)
+    replace_file(folder / MANIFEST_NAME, render_manifest(sealed))
+    return sealed
 
 
 @dataclass(frozen=True)
@@ -238,9 +249,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     if not folder.is_dir():
         raise ShardError(f"{folder}: no such folder; run 'tinyvgg pack SOURCE {folder}'")
     try:
-        if path.stat().st_size > MANIFEST_MAX_BYTES:
-            raise ShardError(f"{path}: over {MANIFEST_MAX_BYTES:,} bytes; pack the images again")
-        data = path.read_bytes()
+        data = read_regular_file(path, MANIFEST_MAX_BYTES)
     except FileNotFoundError as error:
         raise ShardError(
             f"{folder}: no {MANIFEST_NAME}, so packing was never finished or this is not a "
