@@ -13,7 +13,9 @@ import json
 import logging
 import math
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -571,7 +573,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         try:
-            return run_command(command, rest)
+            with raising_signals():
+                return run_command(command, rest)
         finally:
             flush_stdout()
     except BrokenPipeError:  # head, less: who reads has read enough
@@ -583,6 +586,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename == "stdout":
             discard_stdout()
         return status
+
+
+class EndedBySignal(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, raised as Ctrl-C is, so that a command cleans up on its way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def raising_signals() -> Iterator[None]:
+    """Raise what would end the process without a word; what is ignored or handled stays so."""
+
+    def handle(number: int, frame: object) -> None:
+        raise EndedBySignal(number)
+
+    is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
+    known = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows has one
+    numbers = [n for n in known if is_main and n and signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run_command(command: str, argv: Sequence[str]) -> int:
@@ -602,6 +632,8 @@ def run_command(command: str, argv: Sequence[str]) -> int:
 
 def explain_error(error: BaseException) -> tuple[int, str]:
     """Return the exit status and the one line for an error that is not a bug of ours."""
+    if isinstance(error, EndedBySignal):
+        return 128 + error.number, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, OSError):
