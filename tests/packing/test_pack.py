@@ -495,10 +495,40 @@ def test_a_folder_that_is_not_packed_is_never_replaced(
     out.mkdir()
     (out / "thesis.txt").write_text("four years")
 
-    with pytest.raises(DatasetError, match="packed: not a packed folder, so it is not replaced"):
+    message = r"packed: not a packed folder, so it is not replaced; .* inside it: .*packed/packed"
+    with pytest.raises(DatasetError, match=message):
         pack(source, out, overwrite=overwrite)
 
     assert contents(out) == {"thesis.txt": b"four years"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_empty_folder_is_packed_into(source: Path, out: Path, overwrite: bool) -> None:
+    out.mkdir(mode=0o700)
+
+    pack(source, out, overwrite=overwrite)
+
+    assert verify_dataset(out) == []
+    assert [path.name for path in out.parent.iterdir()] == ["packed"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("is_bind", [False, True])
+def test_an_empty_mount_point_is_refused_before_any_work(
+    source: Path, tmp_path: Path, overwrite: bool, is_bind: bool
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    bind = tmp_path / "elsewhere" if is_bind else None
+
+    with mounted(tmp_path / "disk", "size=512k", bind) as disk:
+        with pytest.raises(
+            DatasetError, match=r"disk: an empty folder .* inside it: .*disk/packed"
+        ):
+            pack(source, disk, overwrite=overwrite)
+
+        assert [path.name for path in tmp_path.glob("disk*")] == ["disk"]
+        pack(source, disk / "packed")  # the advice
+        assert verify_dataset(disk / "packed") == []
 
 
 def test_a_file_is_never_replaced(source: Path, out: Path) -> None:
@@ -768,12 +798,14 @@ def test_a_lock_file_that_nobody_holds_is_no_obstacle(source: Path, out: Path) -
 
 
 @contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """Mount a small disk in memory; skip the test where that is not permitted."""
+def mounted(folder: Path, options: str, bind: Path | None = None) -> Iterator[Path]:
+    """Mount a small disk in memory, or another folder; skip where that is not permitted."""
     folder.mkdir()
     if shutil.which("mount") is None:
         pytest.skip("NOT RUN: no mount command")
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if bind is not None:
+        command = ["mount", "--bind", str(bind), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"NOT RUN: {done.stderr.strip()}")

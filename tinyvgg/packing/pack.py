@@ -15,6 +15,7 @@ packed again without them: they are rare, and a second pass is simpler than rows
 """
 
 import contextlib
+import errno
 import math
 import os
 import shutil
@@ -94,6 +95,11 @@ def pack_images(
         OSError: the disk cannot be written; nothing is left behind.
     """
     out = config.out.resolve()  # a link stays, what it names is replaced
+    if out.is_dir() and not os.access(out.parent, os.W_OK):
+        raise DatasetError(
+            f"{config.out}: nothing can be written beside it, in {out.parent}, as it must be; "
+            f"name a folder inside it: {config.out / 'packed'}"
+        )
     with hold_lock(out, "tinyvgg pack"), contextlib.ExitStack() as stack:
         _check_out(config, out)
         partial = out.with_name(out.name + ".partial")
@@ -333,8 +339,15 @@ def _check_out(config: PackConfig, out: Path) -> None:
             replaced.rename(out)
     if not out.exists():
         return
+    if out.is_dir() and not any(out.iterdir()):
+        _check_empty(config, out)
+        return
     if not (out / MANIFEST_NAME).is_file():
-        raise DatasetError(f"{config.out}: not a packed folder, so it is not replaced; remove it")
+        remedy = f"remove it, or name a folder inside it: {config.out / 'packed'}"
+        raise DatasetError(
+            f"{config.out}: not a packed folder, so it is not replaced; "
+            + (remedy if out.is_dir() else "remove it")
+        )
     if not config.overwrite:
         raise DatasetError(f"{config.out}: exists already; pass --overwrite to replace it")
     others = sorted(path.name for path in out.iterdir() if path.suffix not in (".npy", ".json"))
@@ -342,6 +355,23 @@ def _check_out(config: PackConfig, out: Path) -> None:
         raise DatasetError(
             f"{config.out}: also holds {others[0]!r}, which pack did not write; move it elsewhere"
         )
+
+
+def _check_empty(config: PackConfig, out: Path) -> None:
+    """Refuse an empty OUT that no other folder can take the place of.
+
+    That of a mount shows only when it is renamed: a bind mount looks like any folder.
+    """
+    try:
+        out.rename(_name_replaced(out))
+        _name_replaced(out).rename(out)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM):
+            raise
+        raise DatasetError(
+            f"{config.out}: an empty folder that cannot be replaced, as a mount point cannot "
+            f"({error.strerror}); name a folder inside it: {config.out / 'packed'}"
+        ) from error
 
 
 def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
