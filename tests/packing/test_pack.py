@@ -201,6 +201,79 @@ def test_three_images_have_the_bytes_they_always_had(tmp_path: Path, out: Path) 
     )
 
 
+def test_what_is_not_plain_about_a_source_is_in_the_manifest(tmp_path: Path, out: Path) -> None:
+    source = write_source(tmp_path / "source", train=5)
+    shutil.rmtree(source / "val")
+    plain = pack(source, out.with_name("plain"), val_share=0.4, seed=9)
+    for name in ("notes.txt", "0", "more/x.xml", "more/y.XML"):
+        (source / "train/ant" / name).parent.mkdir(exist_ok=True)
+        (source / "train/ant" / name).touch()
+
+    manifest = pack(source, out, val_share=0.4, seed=9)
+
+    fields = json.loads((out / "manifest.json").read_bytes())
+    unpacked = {"": 1, ".txt": 1, ".xml": 2}
+    assert fields["source"] == {"unpacked": unpacked, "val_seed": 9, "val_share": 0.4}
+    assert read_manifest(out)[0] == manifest
+    assert manifest.splits == plain.splits
+    assert (plain.splits.train.num_images, plain.splits.val.num_images) == (9, 6)
+    plain_fields = json.loads((out.with_name("plain") / "manifest.json").read_bytes())
+    assert plain_fields["source"] == {"val_seed": 9, "val_share": 0.4}
+
+
+def test_of_a_plain_source_the_manifest_says_nothing(source: Path, out: Path) -> None:
+    pack(source, out)
+
+    assert "source" not in json.loads((out / "manifest.json").read_bytes())
+
+
+def test_a_list_of_all_images_gives_the_bytes_of_their_folders(source: Path, out: Path) -> None:
+    lines = ["class;file;fold"]
+    for path in sorted(source.rglob("*.png"), reverse=True):
+        split, name, file = path.parts[-3:]
+        lines.append(f"{name};{split}/{name}/{file};{split}")
+    (source / "list.csv").write_text("\n".join(lines))
+    pack(source, out.with_name("folders"))
+
+    pack(
+        source,
+        out,
+        csv=source / "list.csv",
+        csv_path_column="file",
+        csv_label_column="class",
+        csv_split_column="fold",
+    )
+
+    assert contents(out) == contents(out.with_name("folders"))
+
+
+def test_every_kind_of_image_that_image_folder_takes_is_packed(source: Path, out: Path) -> None:
+    pixels = known_pixels("train", "ant", 0)
+    kinds = {
+        "ppm": "PPM",
+        "tif": "TIFF",
+        "tiff": "TIFF",
+        "gif": "GIF",
+        "avif": "AVIF",
+        "bmp": "BMP",
+    }
+    for suffix, kind in kinds.items():
+        Image.fromarray(pixels).save(source / f"train/cat/1.{suffix}", kind)
+    Image.fromarray(pixels[:, :, 0]).save(source / "train/cat/1.pgm", "PPM")
+    frames = [Image.fromarray(pixels), Image.fromarray(255 - pixels)]
+    frames[0].save(source / "train/cat/2.gif", save_all=True, append_images=frames[1:])
+
+    manifest = pack(source, out)
+
+    train = open_dataset(out).train
+    for row, path in enumerate(sorted(source.glob("train/cat/*")), start=10):
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB"))
+        assert np.array_equal(train.read_images(np.array([row]))[0], expected), path.name
+    assert manifest.splits.train.num_images == 15 + 8
+    assert manifest.source is None
+
+
 def test_mean_and_std_equal_those_of_numpy(source: Path, out: Path) -> None:
     manifest = pack(source, out)
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyvgg.errors import DatasetError
+from tinyvgg.packing.csv_list import CsvList, find_listed_images
 from tinyvgg.packing.file_kinds import count_suffixes, is_hidden
 from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.label_lists import WORDS, read_words
@@ -60,7 +61,9 @@ class ImageSource:
     unpacked: dict[str, int]
 
 
-def list_images(source: Path, holdout: Holdout | None = None) -> ImageSource:
+def list_images(
+    source: Path, holdout: Holdout | None = None, csv_list: CsvList | None = None
+) -> ImageSource:
     """Find classes and images of a folder or zip, without reading an image.
 
     What was understood and what is left out is logged, a line each.
@@ -68,16 +71,22 @@ def list_images(source: Path, holdout: Holdout | None = None) -> ImageSource:
     Args:
         source: a folder or a zip.
         holdout: what to set aside for val, where the source has no val split.
+        csv_list: a file that says the class of each image; else folders say it.
 
     Raises:
-        DatasetError: no known layout, a class without images, or annotations that do not
-            match the images.
+        DatasetError: no known layout, a class without images, or annotations or a list that do
+            not match the images.
     """
     tree = _open_tree(source)
     try:
-        found = find_images(str(source), tree, holdout)
+        if csv_list is None:
+            found = find_images(str(source), tree, holdout)
+        else:
+            found = find_listed_images(str(source), tree, csv_list, holdout)
         _say_what_is_left(str(source), found)
         class_folders = sorted(found.by_class["train"], key=os.fsencode)
+        if not any(found.by_class["val"].values()):
+            raise DatasetError(f"{source}: one image in each class, so none is held out for val")
         words = read_words(str(source), tree) if WORDS in tree.list_folder("") else {}
     except BaseException:
         tree.close()

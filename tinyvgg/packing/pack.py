@@ -32,8 +32,10 @@ from numpy.typing import NDArray
 from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.config import PackConfig
+from tinyvgg.packing.csv_list import CsvList
 from tinyvgg.packing.decode import decode_image, read_image_size
 from tinyvgg.packing.folders import ImageSource, SourceImage, list_images
+from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.locking import hold_lock
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
@@ -43,6 +45,7 @@ from tinyvgg.shards.manifest import (
     Manifest,
     ShardRecord,
     SkippedFile,
+    SourceRecord,
     SplitRecord,
     Splits,
 )
@@ -109,7 +112,7 @@ def pack_images(
         # filters belong to the process and decode threads would restore each other's.
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        source = list_images(config.source)
+        source = _list_source(config)
         stack.callback(source.tree.close)
         image = _image_format(source, config.resize)
         _check_space(out, source, image)
@@ -126,7 +129,12 @@ def pack_images(
                 ClassRecord(folder=_printable(folder), words=words)
                 for folder, words in zip(source.class_folders, source.class_words, strict=True)
             ]
-            manifest = Manifest(image=image, classes=classes, splits=Splits(**splits))
+            manifest = Manifest(
+                image=image,
+                classes=classes,
+                splits=Splits(**splits),
+                source=_record_source(config, source),
+            )
             write_manifest(partial, manifest)
             _publish(partial, out)
         except BaseException:
@@ -266,6 +274,26 @@ class _Packer:
             free.put(None)
             raise
         return _WrittenShard(record, sums, bad_files)
+
+
+def _list_source(config: PackConfig) -> ImageSource:
+    holdout = None if config.val_share is None else Holdout(config.val_share, config.seed)
+    csv_list = None
+    if config.csv is not None:
+        columns = config.csv_path_column, config.csv_label_column, config.csv_split_column
+        csv_list = CsvList(config.csv, *columns)
+    return list_images(config.source, holdout, csv_list)
+
+
+def _record_source(config: PackConfig, source: ImageSource) -> SourceRecord | None:
+    """Return what the manifest says of the source; None where it is plain."""
+    if config.val_share is None and not source.unpacked:
+        return None
+    return SourceRecord(
+        val_share=config.val_share,
+        val_seed=None if config.val_share is None else config.seed,
+        unpacked=source.unpacked or None,
+    )
 
 
 def _results(writing: dict[str, list[Future[_WrittenShard]]]) -> dict[str, list[_WrittenShard]]:

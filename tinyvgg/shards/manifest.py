@@ -101,6 +101,28 @@ class Splits(_Record):
     val: SplitRecord
 
 
+class SourceRecord(_Record):
+    """What is not plain about the source; each field is absent where it says nothing.
+
+    Attributes:
+        val_share: the share of each class that was held out for val.
+        val_seed: which draw of it.
+        unpacked: by suffix, how many files were neither images nor anything that is known.
+    """
+
+    val_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    val_seed: Annotated[int, Field(ge=0)] | None = None
+    unpacked: Annotated[dict[str, Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_needed(self) -> "SourceRecord":
+        if (self.val_share is None) != (self.val_seed is None):
+            raise ValueError("val_share and val_seed are given together")
+        if self.val_share is None and self.unpacked is None:
+            raise ValueError("it says nothing")
+        return self
+
+
 class Manifest(_Record):
     """Everything that is known of a packed folder without reading a pixel."""
 
@@ -108,6 +130,7 @@ class Manifest(_Record):
     image: ImageFormat
     classes: Annotated[list[ClassRecord], Field(min_length=1)]
     splits: Splits
+    source: SourceRecord | None = None
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Manifest":
@@ -144,7 +167,8 @@ def shard_file_names(split: str, index: int) -> tuple[str, str]:
 
 def render_manifest(manifest: Manifest) -> bytes:
     """Return the bytes of `manifest.json`: sorted keys, ASCII, one newline at the end."""
-    text = json.dumps(manifest.model_dump(), indent=2, sort_keys=True, allow_nan=False)
+    fields = manifest.model_dump(exclude_none=True)
+    text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
     return (text + "\n").encode()
 
 
@@ -172,7 +196,8 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise ShardError(f"{name}: {where}: {first['msg']}; pack the images again") from error
-    if json.dumps(manifest.model_dump(), sort_keys=True) != json.dumps(fields, sort_keys=True):
+    known = manifest.model_dump(exclude_none=True)
+    if json.dumps(known, sort_keys=True) != json.dumps(fields, sort_keys=True):
         raise ShardError(f"{name}: a field is missing, or a float is an int; pack the images again")
     return manifest
 
