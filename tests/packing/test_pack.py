@@ -274,6 +274,33 @@ def test_every_kind_of_image_that_image_folder_takes_is_packed(source: Path, out
     assert manifest.source is None
 
 
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_val_images_that_are_train_images_are_counted(
+    tmp_path: Path, source: Path, out: Path, caplog: pytest.LogCaptureFixture, in_zip: bool
+) -> None:
+    for number in (0, 3):  # one of the same class under another name, one of another class
+        shutil.copy(source / f"train/ant/00{number}.png", source / f"val/cat/10{number}.png")
+    shutil.copy(source / "val/bee/000.png", source / "val/bee/001.png")  # in one split: no matter
+
+    pack(zip_folder(source, tmp_path / "x.zip") if in_zip else source, out)
+
+    [line] = caplog.messages
+    assert ": 2 of 8 val images are in train too, byte for byte (val/cat/100.png, val/c" in line
+
+
+def test_bad_files_and_equal_pixels_in_other_bytes_are_not_equal_images(
+    source: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "val"):
+        (source / split / "ant/000.png").write_bytes(b"no image")
+    same = Image.open(source / "train/bee/000.png")
+    same.save(source / "val/bee/000.bmp")
+
+    pack(source, out, on_bad="skip")
+
+    assert caplog.messages == []
+
+
 def test_mean_and_std_equal_those_of_numpy(source: Path, out: Path) -> None:
     manifest = pack(source, out)
 

@@ -16,13 +16,14 @@ packed again without them: they are rare, and a second pass is simpler than rows
 
 import contextlib
 import errno
+import logging
 import math
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -34,6 +35,7 @@ from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.csv_list import CsvList
 from tinyvgg.packing.decode import decode_image, read_image_size
+from tinyvgg.packing.equal_files import NotingTree
 from tinyvgg.packing.folders import ImageSource, SourceImage, list_images
 from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.locking import hold_lock
@@ -54,6 +56,8 @@ from tinyvgg.shards.store import MANIFEST_NAME, write_manifest, write_shard
 BUFFER_BYTES = 32 * 2**20  # 10 blocks of 64 x 64 images: they stay in the L3 cache
 TILE_VALUES = 128 * 768  # of `sum_channels`
 NUM_WRITERS = 2  # one hashes and writes while the other waits for fsync
+
+logger = logging.getLogger("tinyvgg")
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def pack_images(
         OSError: the disk cannot be written; nothing is left behind.
     """
     out = config.out.resolve()  # a link stays, what it names is replaced
-    if out.is_dir() and not os.access(out.parent, os.W_OK):
+    is_other = out.is_dir() and not (out / MANIFEST_NAME).exists()
+    if is_other and not os.access(out.parent, os.W_OK):
         raise DatasetError(
             f"{config.out}: nothing can be written beside it, in {out.parent}, as it must be; "
             f"name a folder inside it: {config.out / 'packed'}"
@@ -114,11 +119,13 @@ def pack_images(
         warnings.simplefilter("ignore")
         source = _list_source(config)
         stack.callback(source.tree.close)
+        noting = NotingTree(source.tree, (image.path for image in source.splits["val"]))
         image = _image_format(source, config.resize)
         _check_space(out, source, image)
         partial.mkdir(parents=True)
         try:
-            splits = _Packer(config, source, image, partial, start_split).pack()
+            noted = replace(source, tree=noting)
+            splits = _Packer(config, noted, image, partial, start_split).pack()
             bad_files = [
                 (file.path, file.reason) for split in SPLITS for file in splits[split].skipped
             ]
@@ -140,6 +147,7 @@ def pack_images(
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        _warn_of_equal(source.name, noting.list_equal(), splits["val"])
     return manifest
 
 
@@ -283,6 +291,21 @@ def _list_source(config: PackConfig) -> ImageSource:
         columns = config.csv_path_column, config.csv_label_column, config.csv_split_column
         csv_list = CsvList(config.csv, *columns)
     return list_images(config.source, holdout, csv_list)
+
+
+def _warn_of_equal(name: str, val_paths: list[str], val: SplitRecord) -> None:
+    """Count the packed val images whose files are those of train images, byte for byte."""
+    skipped = {file.path for file in val.skipped}
+    paths = [path for path in val_paths if _printable(path) not in skipped]
+    if paths:
+        logger.warning(
+            "%s: %s of %s val images are in train too, byte for byte (%s), so scores are not of "
+            "new images; remove them from one of the two",
+            name,
+            f"{len(paths):,}",
+            f"{val.num_images:,}",
+            ", ".join(map(_printable, paths[:3])) + (", …" if len(paths) > 3 else ""),
+        )
 
 
 def _record_source(config: PackConfig, source: ImageSource) -> SourceRecord | None:
