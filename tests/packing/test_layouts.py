@@ -325,6 +325,7 @@ def test_a_test_folder_stays_aside_where_val_is_held_out(
     assert len(found.splits["val"]) == 2
     assert said(caplog) == [
         f"{source}: test/ is left out, 1 images: val is held out of train/",
+        f"{source}: 2 of 20 images are held out for val, seed 0",
     ]
 
 

@@ -48,8 +48,7 @@ class PackConfig:
     """Decode every image once, into uint8 numpy shards."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Folder or .zip: train/ and val/ (or valid/, or a labelled test/) with a folder a class, the
-    Stanford layout, class folders alone with --val-share, or anything with --csv."""
+    """Folder or .zip: train/ and val/, class folders with --val-share, or anything with --csv."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to create; written as OUT.partial and renamed when it is complete."""
     shard_size: int = 5000

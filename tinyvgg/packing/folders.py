@@ -87,6 +87,7 @@ def list_images(
         class_folders = sorted(found.by_class["train"], key=os.fsencode)
         if not any(found.by_class["val"].values()):
             raise DatasetError(f"{source}: one image in each class, so none is held out for val")
+        _say_held_out(str(source), found, holdout)
         words = read_words(str(source), tree) if WORDS in tree.list_folder("") else {}
     except BaseException:
         tree.close()
@@ -103,6 +104,15 @@ def list_images(
     class_words = [words.get(name, "") for name in class_folders]
     unpacked = count_suffixes(path.rpartition("/")[2] for path in found.unpacked)
     return ImageSource(str(source), class_folders, class_words, splits, tree, unpacked)
+
+
+def _say_held_out(source: str, found: FoundImages, holdout: Holdout | None) -> None:
+    if holdout is not None:
+        num_train, num_val = (sum(map(len, found.by_class[s].values())) for s in ("train", "val"))
+        logger.info(
+            "%s: %s of %s images are held out for val, seed %d",
+            *(source, f"{num_val:,}", f"{num_train + num_val:,}", holdout.seed),
+        )
 
 
 def _say_what_is_left(source: str, found: FoundImages) -> None:
