@@ -4,7 +4,10 @@
 """
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from os import fsencode
 from pathlib import Path
@@ -345,15 +348,49 @@ def test_classes_of_one_image_leave_nothing_to_hold_out(container) -> None:
         listed(source, Holdout(0.5))
 
 
-def test_folders_in_which_nobody_may_look_do_not_matter_beside_train(tmp_path: Path) -> None:
-    source = write_files(tmp_path, *TRAIN, *VAL, "lost+found/x")
-    (source / "lost+found").chmod(0)
-    (source / "train/lost+found").mkdir(mode=0)
+LIST_WITHOUT_RIGHTS = """
+import sys
+from pathlib import Path
+from tinyvgg.packing.folders import list_images
 
-    found = listed(source)
+print(len(list_images(Path(sys.argv[1])).splits["train"]))
+"""
 
-    assert len(found.splits["train"]) == 3
-    shutil.rmtree(source / "lost+found")
+
+@pytest.mark.parametrize(
+    ("locked", "printed"),
+    [
+        ("lost+found", "3\n"),
+        ("private", "3\n"),
+        ("train/lost+found", "3\n"),
+        ("train/ant/.x", "3\n"),
+        ("train/cat", ""),
+        ("train/ant/more", ""),
+    ],
+)
+def test_a_folder_in_which_nobody_may_look_matters_only_where_images_are_expected(
+    tmp_path: Path, locked: str, printed: str
+) -> None:
+    source = write_files(tmp_path, *TRAIN, *VAL)
+    (source / locked).mkdir(mode=0)
+    rights = "-dac_override,-dac_read_search"  # root's, to read what it must not
+    as_user = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"]
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("NOT RUN: root may read anything, and there is no setpriv")
+
+    done = subprocess.run(
+        [*as_user * (os.geteuid() == 0), sys.executable, "-c", LIST_WITHOUT_RIGHTS, str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    (source / locked).chmod(0o700)
+    assert done.stdout == printed
+    assert (
+        printed
+        or f"PermissionError: [Errno 13] Permission denied: '{source / locked}" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("mixed", [False, True])
