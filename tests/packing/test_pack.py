@@ -612,6 +612,19 @@ def test_an_empty_folder_is_packed_into(source: Path, out: Path, overwrite: bool
     assert [path.name for path in out.parent.iterdir()] == ["packed"]
 
 
+def test_the_working_directory_is_not_replaced(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    with pytest.raises(DatasetError, match=r"^\.: the working directory, .* say packed"):
+        pack(source, Path())
+    pack(source, Path("packed"))  # the advice
+
+    assert verify_dataset(tmp_path / "here/packed") == []
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("is_bind", [False, True])
 def test_an_empty_mount_point_is_refused_before_any_work(

@@ -15,7 +15,6 @@ packed again without them: they are rare, and a second pass is simpler than rows
 """
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -30,7 +29,6 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.csv_list import CsvList
@@ -39,6 +37,7 @@ from tinyvgg.packing.equal_files import NotingTree
 from tinyvgg.packing.folders import ImageSource, SourceImage, list_images
 from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.locking import hold_lock
+from tinyvgg.packing.out_folder import check_beside, check_out, publish
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
     SPLITS,
@@ -51,7 +50,7 @@ from tinyvgg.shards.manifest import (
     SplitRecord,
     Splits,
 )
-from tinyvgg.shards.store import MANIFEST_NAME, write_manifest, write_shard
+from tinyvgg.shards.store import write_manifest, write_shard
 
 BUFFER_BYTES = 32 * 2**20  # 10 blocks of 64 x 64 images: they stay in the L3 cache
 TILE_VALUES = 128 * 768  # of `sum_channels`
@@ -102,14 +101,9 @@ def pack_images(
         OSError: the disk cannot be written; nothing is left behind.
     """
     out = config.out.resolve()  # a link stays, what it names is replaced
-    is_other = out.is_dir() and not (out / MANIFEST_NAME).exists()
-    if is_other and not os.access(out.parent, os.W_OK):
-        raise DatasetError(
-            f"{config.out}: nothing can be written beside it, in {out.parent}, as it must be; "
-            f"name a folder inside it: {config.out / 'packed'}"
-        )
+    check_beside(config.out, out)
     with hold_lock(out, "tinyvgg pack"), contextlib.ExitStack() as stack:
-        _check_out(config, out)
+        check_out(config.out, out, overwrite=config.overwrite)
         partial = out.with_name(out.name + ".partial")
         if partial.exists():  # of a killed run: nobody else holds the lock
             shutil.rmtree(partial)
@@ -143,7 +137,7 @@ def pack_images(
                 source=_record_source(config, source),
             )
             write_manifest(partial, manifest)
-            _publish(partial, out)
+            publish(partial, out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -380,51 +374,6 @@ def _image_format(source: ImageSource, resize: int | None) -> ImageFormat:
     )
 
 
-def _check_out(config: PackConfig, out: Path) -> None:
-    """Mend what an interrupted `--overwrite` left; refuse an OUT that must not be replaced."""
-    replaced = _name_replaced(out)
-    if replaced.exists():
-        if out.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(out)
-    if not out.exists():
-        return
-    if out.is_dir() and not any(out.iterdir()):
-        _check_empty(config, out)
-        return
-    if not (out / MANIFEST_NAME).is_file():
-        remedy = f"remove it, or name a folder inside it: {config.out / 'packed'}"
-        raise DatasetError(
-            f"{config.out}: not a packed folder, so it is not replaced; "
-            + (remedy if out.is_dir() else "remove it")
-        )
-    if not config.overwrite:
-        raise DatasetError(f"{config.out}: exists already; pass --overwrite to replace it")
-    others = sorted(path.name for path in out.iterdir() if path.suffix not in (".npy", ".json"))
-    if others:
-        raise DatasetError(
-            f"{config.out}: also holds {others[0]!r}, which pack did not write; move it elsewhere"
-        )
-
-
-def _check_empty(config: PackConfig, out: Path) -> None:
-    """Refuse an empty OUT that no other folder can take the place of.
-
-    That of a mount shows only when it is renamed: a bind mount looks like any folder.
-    """
-    try:
-        out.rename(_name_replaced(out))
-        _name_replaced(out).rename(out)
-    except OSError as error:
-        if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM):
-            raise
-        raise DatasetError(
-            f"{config.out}: an empty folder that cannot be replaced, as a mount point cannot "
-            f"({error.strerror}); name a folder inside it: {config.out / 'packed'}"
-        ) from error
-
-
 def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
     needed = sum(len(images) for images in source.splits.values()) * (image.num_bytes + 8)
     parent = next(folder for folder in out.parents if folder.exists())
@@ -433,22 +382,6 @@ def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
         raise DatasetError(
             f"{parent}: {free:,} bytes free, packing needs {needed:,}; free some or pack elsewhere"
         )
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Give the finished folder its name; an old OUT goes away only now."""
-    replaced = _name_replaced(out)
-    if out.exists():
-        out.rename(replaced)
-    partial.rename(out)
-    sync_folder(out.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-
-
-def _name_replaced(out: Path) -> Path:
-    """Name the old OUT between two renames; nobody keeps a backup under such a name."""
-    return out.with_name(out.name + ".replaced-by-pack")
 
 
 def _num_cores() -> int:
