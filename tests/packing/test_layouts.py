@@ -394,7 +394,9 @@ def test_a_folder_in_which_nobody_may_look_matters_only_where_images_are_expecte
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_backslashes_in_the_names_of_a_zip_are_folders(tmp_path: Path, mixed: bool) -> None:
+def test_backslashes_in_the_names_of_a_zip_are_folders(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mixed: bool
+) -> None:
     path = tmp_path / "windows.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for number, name in enumerate((*TRAIN, *VAL)):
@@ -407,3 +409,4 @@ def test_backslashes_in_the_names_of_a_zip_are_folders(tmp_path: Path, mixed: bo
     assert (paths_of(found, "train"), paths_of(found, "val")) == (list(TRAIN), list(VAL))
     assert found.tree.read_file(TRAIN[2]) == TRAIN[2].encode()
     found.tree.close()
+    assert said(caplog) == [f"{path}: its names have backslashes, as of Windows; taken for folders"]

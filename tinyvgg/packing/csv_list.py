@@ -122,7 +122,7 @@ def _read_rows(name: str, text: str, csv_list: CsvList) -> Iterator[_Row]:
     places = []
     for flag, column in zip(flags, (*wanted, split_column), strict=True):
         if column is not None and columns.count(column) != 1:
-            found = ", ".join(map(repr, columns[:20]))
+            found = ", ".join(map(repr, columns[:20])) or "an empty line"
             raise DatasetError(f"{name}: no column {column!r}, or two; found {found}; pass {flag}")
         places.append(None if column is None else columns.index(column))
     path_place, label_place, split_place = places

@@ -218,6 +218,8 @@ class _Zip:
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
             self.file.close()
             raise DatasetError(f"{path}: {error}; download it again") from error
+        if any("/" in name and "/" not in info.orig_filename for name, info in members.items()):
+            logger.info("%s: its names have backslashes, as of Windows; taken for folders", path)
         self.members = members
         self.folders = _list_folders(members)
 

@@ -15,19 +15,24 @@ not the plain case is said in a line on stderr, and so is everything that is lef
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.file_kinds import IMAGE_SUFFIXES, is_hidden, is_image, is_metadata
 from tinyvgg.packing.holdout import Holdout, hold_out
 from tinyvgg.packing.label_lists import group_by_annotation
+from tinyvgg.packing.roots import (
+    LAYOUTS,
+    SPLIT_NAMES,
+    VAL_NAMES,
+    check_flat,
+    describe,
+    find_root,
+    folders_in,
+    listed,
+)
 from tinyvgg.packing.trees import FileTree
-
-LAYOUTS = "train/<class>/… and val/<class>/…, or val/images/ with val/val_annotations.txt"
-VAL_NAMES = ("val", "valid", "validation")
-SPLIT_NAMES = frozenset({"train", "test", *VAL_NAMES})
-MAX_LOOKED_INTO = 100  # folders, in search of train/: a source may be a whole disk
 
 logger = logging.getLogger("tinyvgg")
 
@@ -59,11 +64,11 @@ def find_images(source: str, tree: FileTree, holdout: Holdout | None) -> FoundIm
         DatasetError: no known layout, or one that is not whole.
         OSError: a folder that must not be read.
     """
-    root = _find_root(source, tree)
+    root = find_root(source, tree)
     names = set(tree.list_folder(""))
     train_folder = "train" if "train/" in names else ""
     if not train_folder:
-        _check_flat(source, tree, names, holdout)
+        check_flat(source, tree, names, holdout)
     found = FoundImages()
     train = _group_by_class(tree, train_folder, found)
     _check_classes(source, tree, train_folder, train)
@@ -76,11 +81,11 @@ def find_images(source: str, tree: FileTree, holdout: Holdout | None) -> FoundIm
         others = sorted(n for n in names if n.endswith("/") and n[:-1] not in SPLIT_NAMES)
         others = [name for name in others if not is_hidden(name[:-1])]
         if others:
-            logger.info("%s: left out: %s, neither train/ nor val/", source, _listed(others))
+            logger.info("%s: left out: %s, neither train/ nor val/", source, listed(others))
     if holdout is None:
         if not val:
             raise DatasetError(
-                f"{source}: no images under val/, expected {LAYOUTS}; found {_describe(names)}; "
+                f"{source}: no images under val/, expected {LAYOUTS}; found {describe(names)}; "
                 "pass --val-share 0.1 to hold out a tenth of each class"
             )
         found.by_class = {"train": train, "val": val}
@@ -92,75 +97,6 @@ def find_images(source: str, tree: FileTree, holdout: Holdout | None) -> FoundIm
             )
         found.by_class = hold_out(train, holdout, f"{train_folder}/" if train_folder else "")
     return found
-
-
-def _find_root(source: str, tree: FileTree) -> str:
-    """Enter the folder that holds train/, or class folders, at most two below the top."""
-    level = [""]
-    for depth in range(3):
-        looked_into = level[:MAX_LOOKED_INTO] if depth == 2 else level
-        inside = {folder: _folders_in(tree, folder) for folder in looked_into}
-        holders = [folder for folder, names in inside.items() if "train" in names]
-        if len(holders) > 1:
-            raise DatasetError(
-                f"{source}: train/ stands in {_listed(f'{name}/' for name in holders)}, expected "
-                "one; pack these folders one by one"
-            )
-        if holders:
-            if depth:
-                tree.enter(holders[0])
-            return holders[0]
-        level = [_join(folder, name) for folder, names in inside.items() for name in names]
-    for root, names in _only_folders(tree):  # class folders: where the first two are
-        if len(names) > 1 and root:
-            tree.enter(root)
-            return root
-    return ""
-
-
-def _only_folders(tree: FileTree) -> Iterator[tuple[str, list[str]]]:
-    """Yield the top, the only folder in it, and the only one in that, with the folders in each."""
-    root = ""
-    for _ in range(3):
-        names = _folders_in(tree, root)
-        yield root, names
-        if len(names) != 1 or names[0] in SPLIT_NAMES:
-            return
-        root = _join(root, names[0])
-
-
-def _folders_in(tree: FileTree, folder: str) -> list[str]:
-    """Return the names of folders that are not hidden; none where nobody may look."""
-    try:
-        names = tree.list_folder(folder)
-    except PermissionError:
-        return []
-    return sorted(name[:-1] for name in names if name.endswith("/") and not is_hidden(name[:-1]))
-
-
-def _check_flat(source: str, tree: FileTree, names: set[str], holdout: Holdout | None) -> None:
-    """Refuse what is neither train/ nor class folders; or are they, and nobody held out val."""
-    folders = _folders_in(tree, "")
-    classes = [] if SPLIT_NAMES & set(folders) else [f for f in folders if _holds_image(tree, f)]
-    if not classes:
-        raise DatasetError(
-            f"{source}: no train/<class>/ folders; found {_describe(names)}, expected {LAYOUTS}"
-        )
-    if holdout is None:
-        raise DatasetError(
-            f"{source}: {len(classes):,} class folders ({_listed(classes)}) without train/ and "
-            f"val/; pass --val-share 0.1 to hold out a tenth of each class, or make {LAYOUTS}"
-        )
-
-
-def _holds_image(tree: FileTree, folder: str) -> bool:
-    """Tell whether a folder holds an image, directly or in a folder of it."""
-    below = [f"{folder}/{name}" for name in _folders_in(tree, folder)]
-    return any(
-        is_image(name) and not is_hidden(name)
-        for inside in (folder, *below)
-        for name in tree.list_folder(inside)
-    )
 
 
 def _group_by_class(tree: FileTree, folder: str, found: FoundImages) -> dict[str, list[str]]:
@@ -204,7 +140,7 @@ def _check_classes(
     if not by_class:
         names = set(tree.list_folder(folder))
         raise DatasetError(
-            f"{source}: no train/<class>/ folders; found {_describe(names)} in train/, "
+            f"{source}: no train/<class>/ folders; found {describe(names)} in train/, "
             f"expected {LAYOUTS}"
         )
     check_class_names(source, [(f"{prefix}{name!a}", name) for name in by_class])
@@ -242,7 +178,7 @@ def _choose_val(
 ) -> tuple[str, dict[str, list[str]]]:
     """Return the folder that is val, and its images by class; "" and none where nothing is."""
     chosen, by_class = "", dict[str, list[str]]()
-    folders = _folders_in(tree, "")
+    folders = folders_in(tree, "")
     for folder in (name for name in VAL_NAMES if name in folders):
         inside = FoundImages()
         grouped = _group_by_class(tree, folder, inside)
@@ -279,7 +215,7 @@ def _label_val(
         others = [f"{folder}/{name}/" for name in by_class if name != "images"]
         if others:
             raise DatasetError(
-                f"{source}: images in {folder}/images/ and in {_listed(others)}, expected one of "
+                f"{source}: images in {folder}/images/ and in {listed(others)}, expected one of "
                 "both; move all of them to class folders, or all of them back"
             )
         by_class = group_by_annotation(source, tree, annotations, by_class["images"])
@@ -322,26 +258,3 @@ def _find_test(
 
 def _say_left_out(source: str, folder: str, num_images: int, reason: str) -> None:
     logger.info("%s: %s/ is left out, %s images: %s", source, folder, f"{num_images:,}", reason)
-
-
-def _describe(names: Iterable[str]) -> str:
-    """Say what stands in a folder: '2 folders (a/, b/) and 1 file (x.png)'."""
-    shown = sorted(name for name in names if not is_hidden(name.rstrip("/")))
-    folders = [name for name in shown if name.endswith("/")]
-    files = [name for name in shown if not name.endswith("/")]
-    parts = [
-        f"{len(part):,} {kind}{'s' if len(part) > 1 else ''} ({_listed(part)})"
-        for kind, part in (("folder", folders), ("file", files))
-        if part
-    ]
-    return " and ".join(parts) or "nothing"
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Name the first three."""
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
