@@ -225,6 +225,13 @@ def test_images_in_hidden_folders_are_left_out_and_counted(
     assert f"{hidden.rpartition('/')[0]}/".startswith(line.rpartition("(")[2][:-2])
 
 
+def test_hidden_files_are_not_worth_a_line(container, caplog: pytest.LogCaptureFixture) -> None:
+    source = container(*TRAIN, *VAL, ".x.png", "train/._y.png", "train/ant/.z.png", "val/Thumbs.db")
+
+    assert listed(source).unpacked == {}
+    assert said(caplog) == []
+
+
 def test_empty_hidden_folders_are_not_worth_a_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -76,7 +76,8 @@ def find_images(source: str, tree: FileTree, holdout: Holdout | None) -> FoundIm
         logger.info("%s: the images are in %s/", source, root)
     val_folder, val = "", dict[str, list[str]]()
     if train_folder:
-        found.unpacked += sorted(filter(is_image, names))  # beside the splits, in no class
+        loose = [name for name in names if is_image(name) and not is_hidden(name)]
+        found.unpacked += sorted(loose)  # beside the splits, in no class
         val_folder, val = _choose_val(source, tree, train, found, is_held_out=holdout is not None)
         others = sorted(n for n in names if n.endswith("/") and n[:-1] not in SPLIT_NAMES)
         others = [name for name in others if not is_hidden(name[:-1])]
