@@ -85,7 +85,8 @@ def run_pack(argv: Sequence[str]) -> int:
     with progress_bars() as open_bar:
         manifest = pack_images(config, open_bar)
     if config.json:
-        print_json({"packed": str(config.out), "manifest": manifest.model_dump()})
+        fields = manifest.model_dump(exclude_none=True)
+        print_json({"packed": str(config.out), "manifest": fields})
         return 0
     train, val = manifest.splits.train, manifest.splits.val
     num_skipped = len(train.skipped) + len(val.skipped)

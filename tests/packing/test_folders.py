@@ -223,7 +223,7 @@ def test_an_annotated_class_that_train_lacks_is_named(tmp_path: Path) -> None:
 def test_a_class_without_images_is_named(tmp_path: Path, in_zip: bool) -> None:
     folder = write_files(tmp_path / "files", *FLAT, "train/cat/notes.txt")
 
-    with pytest.raises(DatasetError, match=r"1 bad files; put \.jpeg.*\n  train/cat: no images"):
+    with pytest.raises(DatasetError, match=r"1 bad files; put \.jpg.*\n  train/cat: no images"):
         list_images(zip_files(folder, tmp_path / "files.zip") if in_zip else folder)
 
 
@@ -253,10 +253,10 @@ def test_twenty_of_many_empty_classes_are_named_and_the_rest_counted(tmp_path: P
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (("readme.txt",), "no train/<class>/ folders, expected train/<class>/…"),
+        (("readme.txt",), r"found 1 file \(readme.txt\), expected train/<class>/…"),
         (("val/a/x.png",), "no train/<class>/ folders"),
         (("train/x.png", "val/x.png"), "no train/<class>/ folders"),
-        (("a/train/c/x.png", "b/train/c/x.png"), "no train/<class>/ folders"),
+        (("a/train/c/x.png", "b/train/c/x.png"), "train/ stands in a/, b/, expected one; pack"),
         (("train/a/x.png",), "no images under val/, expected"),
         (("train/a/x.png", "val/val_annotations.txt"), "no images under val/"),
         (("train/a/x.png", "val/a/notes.txt"), "no images under val/"),

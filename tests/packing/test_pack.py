@@ -207,6 +207,106 @@ def test_three_images_have_the_bytes_they_always_had(tmp_path: Path, out: Path) 
     )
 
 
+def test_what_is_not_plain_about_a_source_is_in_the_manifest(tmp_path: Path, out: Path) -> None:
+    source = write_source(tmp_path / "source", train=5)
+    shutil.rmtree(source / "val")
+    plain = pack(source, out.with_name("plain"), val_share=0.4, seed=9)
+    for name in ("notes.txt", "0", "more/x.xml", "more/y.XML"):
+        (source / "train/ant" / name).parent.mkdir(exist_ok=True)
+        (source / "train/ant" / name).touch()
+
+    manifest = pack(source, out, val_share=0.4, seed=9)
+
+    fields = json.loads((out / "manifest.json").read_bytes())
+    unpacked = {"": 1, ".txt": 1, ".xml": 2}
+    assert fields["source"] == {"unpacked": unpacked, "val_seed": 9, "val_share": 0.4}
+    assert read_manifest(out)[0] == manifest
+    assert manifest.splits == plain.splits
+    assert (plain.splits.train.num_images, plain.splits.val.num_images) == (9, 6)
+    plain_fields = json.loads((out.with_name("plain") / "manifest.json").read_bytes())
+    assert plain_fields["source"] == {"val_seed": 9, "val_share": 0.4}
+
+
+def test_of_a_plain_source_the_manifest_says_nothing(source: Path, out: Path) -> None:
+    pack(source, out)
+
+    assert "source" not in json.loads((out / "manifest.json").read_bytes())
+
+
+def test_a_list_of_all_images_gives_the_bytes_of_their_folders(source: Path, out: Path) -> None:
+    lines = ["class;file;fold"]
+    for path in sorted(source.rglob("*.png"), reverse=True):
+        split, name, file = path.parts[-3:]
+        lines.append(f"{name};{split}/{name}/{file};{split}")
+    (source / "list.csv").write_text("\n".join(lines))
+    pack(source, out.with_name("folders"))
+
+    pack(
+        source,
+        out,
+        csv=source / "list.csv",
+        csv_path_column="file",
+        csv_label_column="class",
+        csv_split_column="fold",
+    )
+
+    assert contents(out) == contents(out.with_name("folders"))
+
+
+def test_every_kind_of_image_that_image_folder_takes_is_packed(source: Path, out: Path) -> None:
+    pixels = known_pixels("train", "ant", 0)
+    kinds = {
+        "ppm": "PPM",
+        "tif": "TIFF",
+        "tiff": "TIFF",
+        "gif": "GIF",
+        "avif": "AVIF",
+        "bmp": "BMP",
+    }
+    for suffix, kind in kinds.items():
+        Image.fromarray(pixels).save(source / f"train/cat/1.{suffix}", kind)
+    Image.fromarray(pixels[:, :, 0]).save(source / "train/cat/1.pgm", "PPM")
+    frames = [Image.fromarray(pixels), Image.fromarray(255 - pixels)]
+    frames[0].save(source / "train/cat/2.gif", save_all=True, append_images=frames[1:])
+
+    manifest = pack(source, out)
+
+    train = open_dataset(out).train
+    for row, path in enumerate(sorted(source.glob("train/cat/*")), start=10):
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB"))
+        assert np.array_equal(train.read_images(np.array([row]))[0], expected), path.name
+    assert manifest.splits.train.num_images == 15 + 8
+    assert manifest.source is None
+
+
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_val_images_that_are_train_images_are_counted(
+    tmp_path: Path, source: Path, out: Path, caplog: pytest.LogCaptureFixture, in_zip: bool
+) -> None:
+    for number in (0, 3):  # one of the same class under another name, one of another class
+        shutil.copy(source / f"train/ant/00{number}.png", source / f"val/cat/10{number}.png")
+    shutil.copy(source / "val/bee/000.png", source / "val/bee/001.png")  # in one split: no matter
+
+    pack(zip_folder(source, tmp_path / "x.zip") if in_zip else source, out)
+
+    [line] = caplog.messages
+    assert ": 2 of 8 val images are in train too, byte for byte (val/cat/100.png, val/c" in line
+
+
+def test_bad_files_and_equal_pixels_in_other_bytes_are_not_equal_images(
+    source: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "val"):
+        (source / split / "ant/000.png").write_bytes(b"no image")
+    same = Image.open(source / "train/bee/000.png")
+    same.save(source / "val/bee/000.bmp")
+
+    pack(source, out, on_bad="skip")
+
+    assert caplog.messages == []
+
+
 def test_mean_and_std_equal_those_of_numpy(source: Path, out: Path) -> None:
     manifest = pack(source, out)
 
@@ -501,10 +601,53 @@ def test_a_folder_that_is_not_packed_is_never_replaced(
     out.mkdir()
     (out / "thesis.txt").write_text("four years")
 
-    with pytest.raises(DatasetError, match="packed: not a packed folder, so it is not replaced"):
+    message = r"packed: not a packed folder, so it is not replaced; .* inside it: .*packed/packed"
+    with pytest.raises(DatasetError, match=message):
         pack(source, out, overwrite=overwrite)
 
     assert contents(out) == {"thesis.txt": b"four years"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_empty_folder_is_packed_into(source: Path, out: Path, overwrite: bool) -> None:
+    out.mkdir(mode=0o700)
+
+    pack(source, out, overwrite=overwrite)
+
+    assert verify_dataset(out) == []
+    assert [path.name for path in out.parent.iterdir()] == ["packed"]
+
+
+def test_the_working_directory_is_not_replaced(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    with pytest.raises(DatasetError, match=r"^\.: the working directory, .* say packed"):
+        pack(source, Path())
+    pack(source, Path("packed"))  # the advice
+
+    assert verify_dataset(tmp_path / "here/packed") == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("is_bind", [False, True])
+def test_an_empty_mount_point_is_refused_before_any_work(
+    source: Path, tmp_path: Path, overwrite: bool, is_bind: bool
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    bind = tmp_path / "elsewhere" if is_bind else None
+
+    with mounted(tmp_path / "disk", "size=512k", bind) as disk:
+        with pytest.raises(
+            DatasetError, match=r"disk: an empty folder .* inside it: .*disk/packed"
+        ):
+            pack(source, disk, overwrite=overwrite)
+
+        assert [path.name for path in tmp_path.glob("disk*")] == ["disk"]
+        pack(source, disk / "packed")  # the advice
+        assert verify_dataset(disk / "packed") == []
 
 
 def test_a_file_is_never_replaced(source: Path, out: Path) -> None:
@@ -774,12 +917,14 @@ def test_a_lock_file_that_nobody_holds_is_no_obstacle(source: Path, out: Path) -
 
 
 @contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """Mount a small disk in memory; skip the test where that is not permitted."""
+def mounted(folder: Path, options: str, bind: Path | None = None) -> Iterator[Path]:
+    """Mount a small disk in memory, or another folder; skip where that is not permitted."""
     folder.mkdir()
     if shutil.which("mount") is None:
         pytest.skip("NOT RUN: no mount command")
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if bind is not None:
+        command = ["mount", "--bind", str(bind), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"NOT RUN: {done.stderr.strip()}")

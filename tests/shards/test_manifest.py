@@ -19,6 +19,7 @@ from tinyvgg.shards.manifest import (
     Manifest,
     ShardRecord,
     SkippedFile,
+    SourceRecord,
     SplitRecord,
     Splits,
     parse_manifest,
@@ -360,3 +361,46 @@ def test_a_damaged_manifest_is_refused_or_another_valid_one() -> None:
             continue
 
         assert parse_manifest(render_manifest(manifest), "m.json") == manifest
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"val_share": 0.1, "val_seed": 0},
+        {"unpacked": {"": 3, ".txt": 1, "other": 9}},
+        {"val_share": 0.25, "val_seed": 7, "unpacked": {".xml": 1}},
+    ],
+)
+def test_what_is_not_plain_about_the_source_is_read_back(source: dict[str, Any]) -> None:
+    manifest = make_manifest().model_copy(update={"source": SourceRecord(**source)})
+
+    rendered = render_manifest(manifest)
+
+    assert json.loads(rendered)["source"] == source
+    assert parse_manifest(rendered, "manifest.json") == manifest
+
+
+def test_a_manifest_without_the_optional_fields_is_rendered_without_them() -> None:
+    assert "source" not in json.loads(render_manifest(make_manifest()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {},
+        None,
+        {"val_share": 0.1},
+        {"val_seed": 1},
+        {"val_share": 1.0, "val_seed": 1},
+        {"val_share": 0.5, "val_seed": -1},
+        {"unpacked": {}},
+        {"unpacked": {".txt": 0}},
+        {"unpacked": {".txt": 1}, "val_share": None},
+        {"unpacked": {".txt": 1}, "more": 1},
+    ],
+)
+def test_a_record_of_the_source_that_says_nothing_or_nonsense_is_refused(source: Any) -> None:
+    fields = json.loads(render_manifest(make_manifest())) | {"source": source}
+
+    with pytest.raises(ShardError, match="pack the images again"):
+        parse_manifest(json.dumps(fields).encode(), "manifest.json")

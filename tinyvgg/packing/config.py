@@ -48,7 +48,7 @@ class PackConfig:
     """Decode every image once, into uint8 numpy shards."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Folder or .zip with train/ and val/: the Stanford or the folder-per-class layout."""
+    """Folder or .zip: train/ and val/, class folders with --val-share, or anything with --csv."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to create; written as OUT.partial and renamed when it is complete."""
     shard_size: int = 5000
@@ -57,6 +57,18 @@ class PackConfig:
     """Decoding threads; 0 means one for each CPU core. The bytes do not depend on it."""
     resize: Optional[int] = None  # noqa: UP045 - `int | None` makes tyro load typeguard: 0.06 s
     """Scale the shorter side to this many pixels and cut out the center square."""
+    val_share: Optional[float] = None  # noqa: UP045 - as `resize`
+    """Hold out this share of each class for val, where SOURCE has train images alone."""
+    seed: int = 0
+    """Which images --val-share holds out: same seed, same images."""
+    csv: Optional[Path] = None  # noqa: UP045 - as `resize`
+    """File that lists images and labels, below a header line; on disk or inside SOURCE."""
+    csv_path_column: str = "path"
+    """Column of --csv with paths that begin inside SOURCE."""
+    csv_label_column: str = "label"
+    """Column of --csv with the class of each image."""
+    csv_split_column: Optional[str] = None  # noqa: UP045 - as `resize`
+    """Column of --csv that says train, val or test; 'split', if there is one."""
     on_bad: Literal["fail", "skip"] = "fail"
     """Images that cannot be packed: stop and list them, or leave them out and list them."""
     overwrite: bool = False
@@ -72,3 +84,7 @@ class PackConfig:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
         if self.resize is not None and not 1 <= self.resize <= 65_535:
             raise ValueError(f"resize must be 1 to 65,535 pixels, got {self.resize}")
+        if self.val_share is not None and not 0 < self.val_share < 1:
+            raise ValueError(f"val_share must be above 0 and below 1, got {self.val_share}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")

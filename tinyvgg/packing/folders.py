@@ -1,17 +1,16 @@
 """Folders: a source of images, in a folder or a zip, to class names and sorted (path, label).
 
-From: the user, who has one of
-        train/<wnid>/images/*.JPEG, val/images/*.JPEG + val/val_annotations.txt   (Stanford)
-        train/<class>/*, val/<class>/*                                            (one per class)
-      in a folder or a .zip, with or without one folder around it.
+From: the user, who has a folder or a .zip, in one of the layouts of `layouts`, or a list of paths
+      and labels (`csv_list`).
 To:   `pack`, which reads every image once, in this order.
 
 Promises: labels follow the sorted class folder names, as in `torchvision.datasets.ImageFolder`;
 images are sorted by (class folder, path inside it), byte by byte, so a folder, its zip and the
-other layout give the same order. Both layouts and both containers go through one list of
+other layouts give the same order. All layouts and both containers go through one list of
 relative paths; only reading differs.
 """
 
+import logging
 import os
 import struct
 import threading
@@ -21,15 +20,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from tinyvgg.errors import DatasetError, bad_files_text, naming
+from tinyvgg.errors import DatasetError, naming
+from tinyvgg.packing.csv_list import CsvList, find_listed_images
+from tinyvgg.packing.file_kinds import count_suffixes, is_hidden
+from tinyvgg.packing.holdout import Holdout
+from tinyvgg.packing.label_lists import WORDS, read_words
+from tinyvgg.packing.layouts import FoundImages, find_images
+from tinyvgg.packing.trees import FileTree
 from tinyvgg.regular import read_regular_file
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 MAX_FILE_BYTES = 256 * 2**20  # of one image or text; more is refused before it is read
-ANNOTATIONS = "val/val_annotations.txt"
-LAYOUTS = "train/<class>/… and val/<class>/…, or val/images/ with val/val_annotations.txt"
+
+logger = logging.getLogger("tinyvgg")
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,6 @@ class SourceImage:
 
     path: str
     label: int
-
-
-class FileTree(Protocol):
-    """A folder or a zip: relative paths, and bytes for each of them."""
-
-    def list_files(self) -> Iterable[str]:
-        """Return the paths of all files that matter, '/' between parts, in any order."""
-
-    def read_file(self, path: str) -> bytes:
-        """Return the bytes of one file; safe from several threads.
-
-        Raises:
-            DatasetError: damaged, or not to be read as it is.
-            OSError: it cannot be read, with its path; `is_of_the_file` tells why.
-        """
-
-    def close(self) -> None:
-        """Let go of what is open."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +53,7 @@ class ImageSource:
         class_words: what words.txt says of each class, "" where it says nothing.
         splits: the images of "train" and of "val", sorted.
         tree: reads them.
+        unpacked: by suffix, how many files are neither images nor anything that is known.
     """
 
     name: str
@@ -75,124 +61,84 @@ class ImageSource:
     class_words: list[str]
     splits: dict[str, list[SourceImage]]
     tree: FileTree
+    unpacked: dict[str, int]
 
 
-def list_images(source: Path) -> ImageSource:
+def list_images(
+    source: Path, holdout: Holdout | None = None, csv_list: CsvList | None = None
+) -> ImageSource:
     """Find classes and images of a folder or zip, without reading an image.
 
+    What was understood and what is left out is logged, a line each.
+
+    Args:
+        source: a folder or a zip.
+        holdout: what to set aside for val, where the source has no val split.
+        csv_list: a file that says the class of each image; else folders say it.
+
     Raises:
-        DatasetError: no known layout, a class without images, or annotations that do not
-            match the images.
+        DatasetError: no known layout, a class without images, or annotations or a list that do
+            not match the images.
     """
     tree = _open_tree(source)
     try:
-        paths = sorted(tree.list_files(), key=os.fsencode)
-        by_class = _group_by_class(paths, "train/")
-        if not by_class:
-            raise DatasetError(f"{source}: no train/<class>/ folders, expected {LAYOUTS}")
-        class_folders = sorted(by_class, key=os.fsencode)
-        odd = [(f"train/{name!a}", "not a class name") for name in class_folders if _is_odd(name)]
-        if odd:
-            raise DatasetError(bad_files_text(f"{source}", odd, "give them names in UTF-8"))
-        labels = {folder: label for label, folder in enumerate(class_folders)}
-        empty = [(f"train/{name}", "no images") for name in class_folders if not by_class[name]]
-        if empty:
-            kinds = ", ".join(IMAGE_SUFFIXES)
-            raise DatasetError(
-                bad_files_text(f"{source}", empty, f"put {kinds} files there or remove the folder")
-            )
-        train = [
-            SourceImage(path, labels[name]) for name in class_folders for path in by_class[name]
-        ]
-        has_annotations = ANNOTATIONS in paths and any(p.startswith("val/images/") for p in paths)
-        val_by_class = (
-            _group_by_annotation(source, tree, paths)
-            if has_annotations
-            else _group_by_class(paths, "val/")
-        )
-        val = _label_validation(source, val_by_class, labels)
-        words = _read_words(tree) if "words.txt" in paths else {}
+        if csv_list is None:
+            found = find_images(str(source), tree, holdout)
+        else:
+            found = find_listed_images(str(source), tree, csv_list, holdout)
+        _say_what_is_left(str(source), found)
+        class_folders = sorted(found.by_class["train"], key=os.fsencode)
+        if not any(found.by_class["val"].values()):
+            raise DatasetError(f"{source}: one image in each class, so none is held out for val")
+        _say_held_out(str(source), found, holdout)
+        words = read_words(str(source), tree) if WORDS in tree.list_folder("") else {}
     except BaseException:
         tree.close()
         raise
+    labels = {folder: label for label, folder in enumerate(class_folders)}
+    splits = {
+        split: [
+            SourceImage(path, labels[name])
+            for name in sorted(by_class, key=os.fsencode)
+            for path in by_class[name]
+        ]
+        for split, by_class in found.by_class.items()
+    }
     class_words = [words.get(name, "") for name in class_folders]
-    return ImageSource(str(source), class_folders, class_words, {"train": train, "val": val}, tree)
+    unpacked = count_suffixes(path.rpartition("/")[2] for path in found.unpacked)
+    return ImageSource(str(source), class_folders, class_words, splits, tree, unpacked)
 
 
-def _label_validation(
-    source: Path, by_class: dict[str, list[str]], labels: dict[str, int]
-) -> list[SourceImage]:
-    unknown = [
-        (f"val/{name}", "no such class in train/") for name in by_class if name not in labels
-    ]
-    if "val/images" in dict(unknown):
-        raise DatasetError(f"{source}: val/images/ without {ANNOTATIONS}, which has the classes")
-    if unknown:
-        raise DatasetError(bad_files_text(f"{source}", unknown, "add the class or remove these"))
-    if not any(by_class.values()):
-        raise DatasetError(f"{source}: no images under val/, expected {LAYOUTS}")
-    names = sorted(by_class, key=os.fsencode)
-    return [SourceImage(path, labels[name]) for name in names for path in by_class[name]]
+def _say_held_out(source: str, found: FoundImages, holdout: Holdout | None) -> None:
+    if holdout is not None:
+        num_train, num_val = (sum(map(len, found.by_class[s].values())) for s in ("train", "val"))
+        logger.info(
+            "%s: %s of %s images are held out for val, seed %d",
+            *(source, f"{num_val:,}", f"{num_train + num_val:,}", holdout.seed),
+        )
 
 
-def _group_by_class(paths: list[str], prefix: str) -> dict[str, list[str]]:
-    """Return the image paths below each folder of `prefix`; `paths` is sorted."""
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        if not path.startswith(prefix):
-            continue
-        name, slash, rest = path[len(prefix) :].partition("/")
-        if slash:
-            by_class[name]  # a folder without images is a class without images
-            if _is_image(rest):
-                by_class[name].append(path)
-    return dict(by_class)
-
-
-def _group_by_annotation(source: Path, tree: FileTree, paths: list[str]) -> dict[str, list[str]]:
-    """Return the paths of val/images by the class that val_annotations.txt gives them."""
-    text = tree.read_file(ANNOTATIONS).decode("utf-8", "surrogateescape")
-    class_of: dict[str, str] = {}
-    bad: list[tuple[str, str]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        name, *fields = line.split("\t")
-        if not line.strip():
-            continue
-        if not fields or not fields[0].strip() or name in class_of:
-            bad.append((f"{ANNOTATIONS}:{number}", "not 'file<tab>class', or a file named twice"))
-        else:
-            class_of[name] = fields[0].strip()
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        if not path.startswith("val/images/") or not _is_image(path):
-            continue
-        folder = class_of.pop(path.removeprefix("val/images/"), None)
-        if folder is None:
-            bad.append((path, f"not in {ANNOTATIONS}"))
-        else:
-            by_class[folder].append(path)
-    bad.extend((f"val/images/{name}", f"missing, but in {ANNOTATIONS}") for name in class_of)
-    if bad:
-        raise DatasetError(bad_files_text(f"{source}", bad, "copy or unpack the data again"))
-    return by_class
-
-
-def _read_words(tree: FileTree) -> dict[str, str]:
-    lines = tree.read_file("words.txt").decode("utf-8", "replace").splitlines()
-    pairs = (line.partition("\t") for line in lines)
-    return {wnid.strip(): words.strip() for wnid, tab, words in pairs if tab}
-
-
-def _is_odd(class_folder: str) -> bool:
-    """Tell whether the manifest cannot hold a class name: it is text, and never a path."""
-    utf8 = class_folder.encode("utf-8", "replace").decode()
-    return utf8 != class_folder or class_folder in ("", ".", "..")
-
-
-def _is_image(path: str) -> bool:
-    """Tell whether a path has an image suffix; hidden files (macOS writes '._x.JPEG') have not."""
-    name = path.rpartition("/")[2]
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def _say_what_is_left(source: str, found: FoundImages) -> None:
+    """Count and name the files that are left out: the first 20, then how many more there are."""
+    hidden = {folder: count for folder, count in found.hidden.items() if count}
+    if hidden:
+        logger.warning(
+            "%s: left out: %s images in hidden folders, which ImageFolder would take (%s)",
+            source,
+            f"{sum(hidden.values()):,}",
+            ", ".join(f"{folder}/" for folder in [*hidden][:3])
+            + (", …" if len(hidden) > 3 else ""),
+        )
+    if found.unpacked:
+        logger.warning(
+            "%s: left out: %s files that are no images by their names, or in no class folder",
+            source,
+            f"{len(found.unpacked):,}",
+        )
+        for path in found.unpacked[:20]:
+            logger.warning("  %s", path)
+        if len(found.unpacked) > 20:
+            logger.warning("  … and %s more", f"{len(found.unpacked) - 20:,}")
 
 
 def _open_tree(source: Path) -> FileTree:
@@ -211,38 +157,46 @@ class _Folder:
     """A folder. Symbolic links are followed, each real folder once along a path."""
 
     def __init__(self, root: Path) -> None:
-        children = [entry for entry in root.iterdir() if (entry / "train").is_dir()]
-        if not (root / "train").is_dir() and len(children) == 1:
-            root = children[0]
         self.root = str(root)
 
-    def list_files(self) -> Iterator[str]:
-        for name in ("words.txt", ANNOTATIONS):
-            if os.path.isfile(f"{self.root}/{name}"):  # noqa: PTH113
-                yield name
-        for split in ("train", "val"):
-            yield from self._walk(split, frozenset())
+    def enter(self, folder: str) -> None:
+        self.root = f"{self.root}/{folder}"
 
-    def _walk(self, folder: str, parents: frozenset[str]) -> Iterator[str]:
-        real = os.path.realpath(f"{self.root}/{folder}")
+    def list_folder(self, folder: str) -> list[str]:
+        with os.scandir(f"{self.root}/{folder}") as entries:
+            return [f"{entry.name}/" if _is_folder(entry) else entry.name for entry in entries]
+
+    def list_files(self, folder: str) -> Iterator[str]:
+        prefix = f"{folder}/" if folder else ""
+        yield from (prefix + name for name in self.list_folder(folder) if name.endswith("/"))
+        yield from self._walk(prefix, frozenset())
+
+    def _walk(self, prefix: str, parents: frozenset[str]) -> Iterator[str]:
+        real = os.path.realpath(f"{self.root}/{prefix}")
         if real in parents or not os.path.isdir(real):  # noqa: PTH112
             return
         with os.scandir(real) as entries:
             for entry in entries:
-                path = f"{folder}/{entry.name}"
-                # `is_dir` raises for a link to itself; such a link is a file that cannot be read
-                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
-                    if path.count("/") == 1:
-                        yield f"{path}/"  # so that an empty class is seen
-                    yield from self._walk(path, parents | {real})
-                elif path != ANNOTATIONS:
+                path = prefix + entry.name
+                if not _is_folder(entry):
                     yield path
+                    continue
+                try:
+                    yield from self._walk(f"{path}/", parents | {real})
+                except PermissionError:
+                    if not is_hidden(entry.name):  # lost+found is root's
+                        raise
 
     def read_file(self, path: str) -> bytes:
         return read_regular_file(f"{self.root}/{path}", MAX_FILE_BYTES)
 
     def close(self) -> None:
         pass
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # `is_dir` raises for a link to itself; such a link is a file that cannot be read
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112
 
 
 class _Zip:
@@ -263,15 +217,18 @@ class _Zip:
             self.file.close()
             reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise DatasetError(f"{path}: {reason}; download it again, or zip it anew") from error
-        names = [name for name in members if not name.startswith("__MACOSX/")]
-        roots = {""} if any(name.startswith("train/") for name in names) else set()
-        if not roots:
-            tops = {name.partition("/")[0] for name in names}
-            roots = {f"{top}/" for top in tops if any(n.startswith(f"{top}/train/") for n in names)}
-        root = roots.pop() if len(roots) == 1 else ""
+        if any("/" in name and "/" not in info.orig_filename for name, info in members.items()):
+            logger.info("%s: its names have backslashes, as of Windows; taken for folders", path)
+        self.members = members
+        self.folders = _list_folders(members)
+
+    def enter(self, folder: str) -> None:
         self.members = {
-            name.removeprefix(root): members[name] for name in names if name.startswith(root)
+            name.removeprefix(f"{folder}/"): info
+            for name, info in self.members.items()
+            if name.startswith(f"{folder}/")
         }
+        self.folders = _list_folders(self.members)
 
     def _read_directory(self, path: Path) -> dict[str, zipfile.ZipInfo]:
         """Return the members by name; each must carry that name in front of its data, too.
@@ -285,7 +242,7 @@ class _Zip:
         members = {}
         for info in infos:
             name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-            path_inside = name.decode("utf-8", "surrogateescape")
+            path_inside = _with_slashes(name.decode("utf-8", "surrogateescape"))
             if path_inside in members and not path_inside.endswith("/"):
                 raise zipfile.BadZipFile(f"{path_inside} is in it twice")
             if info.header_offset + info.compress_size > num_bytes:
@@ -297,10 +254,13 @@ class _Zip:
             members[path_inside] = info
         return members
 
-    def list_files(self) -> Iterator[str]:
+    def list_folder(self, folder: str) -> list[str]:
+        return self.folders.get(folder, [])
+
+    def list_files(self, folder: str) -> Iterator[str]:
+        prefix = f"{folder}/" if folder else ""
         for name in self.members:
-            folder, _, file_name = name.rpartition("/")
-            if file_name or folder.count("/") == 1:
+            if name.startswith(prefix) and name != prefix:
                 yield name
 
     def read_file(self, path: str) -> bytes:
@@ -346,3 +306,24 @@ class _Zip:
 
     def close(self) -> None:
         self.file.close()
+
+
+def _with_slashes(name: str) -> str:
+    """Return the name of a member with '/': old .NET and PowerShell 5 write backslashes."""
+    return name if "/" in name else name.replace("\\", "/")
+
+
+def _list_folders(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names directly in each folder of a zip; those of folders end with '/'."""
+    inside: dict[str, list[str]] = defaultdict(list)
+    known = {""}
+    for name in names:
+        folder, _, file_name = name.rpartition("/")
+        if file_name:
+            inside[folder].append(file_name)
+        while folder not in known:
+            known.add(folder)
+            above, _, last = folder.rpartition("/")
+            inside[above].append(f"{last}/")
+            folder = above
+    return dict(inside)

@@ -22,6 +22,7 @@ theirs; else the headers of all are read, one more pass that few sets need.
 
 import contextlib
 import errno
+import logging
 import math
 import os
 import shutil
@@ -29,19 +30,22 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.config import PackConfig
+from tinyvgg.packing.csv_list import CsvList
 from tinyvgg.packing.decode import decode_image, read_image_size
+from tinyvgg.packing.equal_files import NotingTree
 from tinyvgg.packing.folders import ImageSource, SourceImage, list_images
+from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.locking import hold_lock
+from tinyvgg.packing.out_folder import check_beside, check_out, publish
 from tinyvgg.regular import is_of_the_file
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
@@ -51,15 +55,18 @@ from tinyvgg.shards.manifest import (
     Manifest,
     ShardRecord,
     SkippedFile,
+    SourceRecord,
     SplitRecord,
     Splits,
 )
-from tinyvgg.shards.store import MANIFEST_NAME, write_manifest, write_shard
+from tinyvgg.shards.store import write_manifest, write_shard
 
 BUFFER_BYTES = 32 * 2**20  # 10 blocks of 64 x 64 images: they stay in the L3 cache
 SAMPLE_IMAGES = 64  # whose headers are read first: 3 ms
 TILE_VALUES = 128 * 768  # of `sum_channels`
 NUM_WRITERS = 2  # one hashes and writes while the other waits for fsync
+
+logger = logging.getLogger("tinyvgg")
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,9 @@ def pack_images(
         OSError: the disk cannot be written; nothing is left behind.
     """
     out = config.out.resolve()  # a link stays, what it names is replaced
+    check_beside(config.out, out)
     with hold_lock(out, "tinyvgg pack"), contextlib.ExitStack() as stack:
-        _check_out(config, out)
+        check_out(config.out, out, overwrite=config.overwrite)
         partial = out.with_name(out.name + ".partial")
         if partial.exists():  # of a killed run: nobody else holds the lock
             shutil.rmtree(partial)
@@ -113,13 +121,15 @@ def pack_images(
         # filters belong to the process and decode threads would restore each other's.
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        source = list_images(config.source)
+        source = _list_source(config)
         stack.callback(source.tree.close)
+        noting = NotingTree(source.tree, (image.path for image in source.splits["val"]))
         image = _image_format(source, config.resize, config.workers or _num_cores())
         _check_space(out, source, image)
         partial.mkdir(parents=True)
         try:
-            splits = _Packer(config, source, image, partial, start_split).pack()
+            noted = replace(source, tree=noting)
+            splits = _Packer(config, noted, image, partial, start_split).pack()
             bad_files = [
                 (file.path, file.reason) for split in SPLITS for file in splits[split].skipped
             ]
@@ -130,12 +140,18 @@ def pack_images(
                 ClassRecord(folder=_printable(folder), words=words)
                 for folder, words in zip(source.class_folders, source.class_words, strict=True)
             ]
-            manifest = Manifest(image=image, classes=classes, splits=Splits(**splits))
+            manifest = Manifest(
+                image=image,
+                classes=classes,
+                splits=Splits(**splits),
+                source=_record_source(config, source),
+            )
             manifest = write_manifest(partial, manifest)
-            _publish(partial, out)
+            publish(partial, out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        _warn_of_equal(source.name, noting.list_equal(), splits["val"])
     return manifest
 
 
@@ -303,6 +319,41 @@ def _read_image(source: ImageSource, image: SourceImage) -> bytes:
         raise
 
 
+def _list_source(config: PackConfig) -> ImageSource:
+    holdout = None if config.val_share is None else Holdout(config.val_share, config.seed)
+    csv_list = None
+    if config.csv is not None:
+        columns = config.csv_path_column, config.csv_label_column, config.csv_split_column
+        csv_list = CsvList(config.csv, *columns)
+    return list_images(config.source, holdout, csv_list)
+
+
+def _warn_of_equal(name: str, val_paths: list[str], val: SplitRecord) -> None:
+    """Count the packed val images whose files are those of train images, byte for byte."""
+    skipped = {file.path for file in val.skipped}
+    paths = [path for path in val_paths if _printable(path) not in skipped]
+    if paths:
+        logger.warning(
+            "%s: %s of %s val images are in train too, byte for byte (%s), so scores are not of "
+            "new images; remove them from one of the two",
+            name,
+            f"{len(paths):,}",
+            f"{val.num_images:,}",
+            ", ".join(map(_printable, paths[:3])) + (", …" if len(paths) > 3 else ""),
+        )
+
+
+def _record_source(config: PackConfig, source: ImageSource) -> SourceRecord | None:
+    """Return what the manifest says of the source; None where it is plain."""
+    if config.val_share is None and not source.unpacked:
+        return None
+    return SourceRecord(
+        val_share=config.val_share,
+        val_seed=None if config.val_share is None else config.seed,
+        unpacked=source.unpacked or None,
+    )
+
+
 def _results(writing: dict[str, list[Future[_WrittenShard]]]) -> dict[str, list[_WrittenShard]]:
     return {split: [job.result() for job in jobs] for split, jobs in writing.items()}
 
@@ -395,27 +446,6 @@ def _count_sizes(
     return Counter(size for size in found if not isinstance(size, str)), bad_files
 
 
-def _check_out(config: PackConfig, out: Path) -> None:
-    """Mend what an interrupted `--overwrite` left; refuse an OUT that must not be replaced."""
-    replaced = _name_replaced(out)
-    if replaced.exists():
-        if out.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(out)
-    if not out.exists():
-        return
-    if not (out / MANIFEST_NAME).is_file():
-        raise DatasetError(f"{config.out}: not a packed folder, so it is not replaced; remove it")
-    if not config.overwrite:
-        raise DatasetError(f"{config.out}: exists already; pass --overwrite to replace it")
-    others = sorted(path.name for path in out.iterdir() if path.suffix not in (".npy", ".json"))
-    if others:
-        raise DatasetError(
-            f"{config.out}: also holds {others[0]!r}, which pack did not write; move it elsewhere"
-        )
-
-
 def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
     needed = sum(len(images) for images in source.splits.values()) * (image.num_bytes + 8)
     parent = next(folder for folder in out.parents if folder.exists())
@@ -424,22 +454,6 @@ def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
         raise DatasetError(
             f"{parent}: {free:,} bytes free, packing needs {needed:,}; free some or pack elsewhere"
         )
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Give the finished folder its name; an old OUT goes away only now."""
-    replaced = _name_replaced(out)
-    if out.exists():
-        out.rename(replaced)
-    partial.rename(out)
-    sync_folder(out.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-
-
-def _name_replaced(out: Path) -> Path:
-    """Name the old OUT between two renames; nobody keeps a backup under such a name."""
-    return out.with_name(out.name + ".replaced-by-pack")
 
 
 def _num_cores() -> int:

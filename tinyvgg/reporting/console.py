@@ -27,6 +27,13 @@ class _Formatter(logging.Formatter):
         return printable(record.getMessage())
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write to what is stderr now: bars put there what keeps lines above them."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Raise it: rich would end the process with another status than `print_line` does."""
@@ -38,7 +45,7 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 

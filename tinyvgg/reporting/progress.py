@@ -40,9 +40,10 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     with Progress(
         *columns,
         console=Console(stderr=True),
-        # rich would write to stderr what is printed, so that it scrolls past above the bar
+        # rich writes to stderr what is printed, so that it scrolls past above the bars, which
+        # would overwrite it
         redirect_stdout=_is_one_terminal(),
-        redirect_stderr=False,
+        redirect_stderr=True,
     ) as progress:
 
         def open_bar(title: str, num_images: int) -> Callable[[int], None]:

@@ -114,6 +114,28 @@ class Splits(_Record):
     val: SplitRecord
 
 
+class SourceRecord(_Record):
+    """What is not plain about the source; each field is absent where it says nothing.
+
+    Attributes:
+        val_share: the share of each class that was held out for val.
+        val_seed: which draw of it.
+        unpacked: by suffix, how many files were neither images nor anything that is known.
+    """
+
+    val_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    val_seed: Annotated[int, Field(ge=0)] | None = None
+    unpacked: Annotated[dict[str, Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_needed(self) -> "SourceRecord":
+        if (self.val_share is None) != (self.val_seed is None):
+            raise ValueError("val_share and val_seed are given together")
+        if self.val_share is None and self.unpacked is None:
+            raise ValueError("it says nothing")
+        return self
+
+
 class Manifest(_Record):
     """Everything that is known of a packed folder without reading a pixel."""
 
@@ -121,6 +143,7 @@ class Manifest(_Record):
     image: ImageFormat
     classes: Annotated[list[ClassRecord], Field(min_length=1)]
     splits: Splits
+    source: SourceRecord | None = None
     fields_sha256: Sha256 | None = None
 
     @model_validator(mode="after")

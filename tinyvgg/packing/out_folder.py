@@ -1,0 +1,105 @@
+"""OUT: what `pack` may put in its place, and the renames that do it.
+
+From: `pack`, before any work, and once everything is written to OUT.partial beside it.
+To:   a folder that appears by one rename, complete, or not at all.
+
+Nothing that is not ours is ever replaced: an empty folder is, a packed one if the user says so.
+"""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from tinyvgg.durable import sync_folder
+from tinyvgg.errors import DatasetError
+from tinyvgg.shards.store import MANIFEST_NAME
+
+
+def check_beside(given: Path, out: Path) -> None:
+    """Refuse a folder beside which OUT.partial cannot be written, such as that of a container.
+
+    Args:
+        given: OUT as the user names it, for errors.
+        out: the same, resolved.
+
+    Raises:
+        DatasetError: it is such a folder, and no packed one.
+    """
+    is_other = out.is_dir() and not (out / MANIFEST_NAME).exists()
+    if is_other and not os.access(out.parent, os.W_OK):
+        raise DatasetError(
+            f"{given}: nothing can be written beside it, in {out.parent}, as it must be; "
+            f"name a folder inside it: {given / 'packed'}"
+        )
+
+
+def check_out(given: Path, out: Path, *, overwrite: bool) -> None:
+    """Mend what an interrupted `--overwrite` left; refuse an OUT that must not be replaced.
+
+    Raises:
+        DatasetError: OUT holds something that is not ours, or that nobody said to replace.
+    """
+    replaced = _name_replaced(out)
+    if replaced.exists():
+        if out.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(out)
+    if not out.exists():
+        return
+    if out.is_dir() and not any(out.iterdir()):
+        _check_empty(given, out)
+        return
+    if not (out / MANIFEST_NAME).is_file():
+        remedy = f"remove it, or name a folder inside it: {given / 'packed'}"
+        raise DatasetError(
+            f"{given}: not a packed folder, so it is not replaced; "
+            + (remedy if out.is_dir() else "remove it")
+        )
+    if not overwrite:
+        raise DatasetError(f"{given}: exists already; pass --overwrite to replace it")
+    others = sorted(path.name for path in out.iterdir() if path.suffix not in (".npy", ".json"))
+    if others:
+        raise DatasetError(
+            f"{given}: also holds {others[0]!r}, which pack did not write; move it elsewhere"
+        )
+
+
+def _check_empty(given: Path, out: Path) -> None:
+    """Refuse an empty OUT that no other folder can take the place of.
+
+    That of a mount shows only when it is renamed: a bind mount looks like any folder. Whoever
+    stands in a folder stays in the old one, and would never see the new one.
+    """
+    if out == Path.cwd():
+        raise DatasetError(
+            f"{given}: the working directory, which is not replaced; name a folder inside it, "
+            f"say {given / 'packed'}"
+        )
+    try:
+        out.rename(_name_replaced(out))
+        _name_replaced(out).rename(out)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM):
+            raise
+        raise DatasetError(
+            f"{given}: an empty folder that cannot be replaced, as a mount point cannot "
+            f"({error.strerror}); name a folder inside it: {given / 'packed'}"
+        ) from error
+
+
+def publish(partial: Path, out: Path) -> None:
+    """Give the finished folder its name; an old OUT goes away only now."""
+    replaced = _name_replaced(out)
+    if out.exists():
+        out.rename(replaced)
+    partial.rename(out)
+    sync_folder(out.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _name_replaced(out: Path) -> Path:
+    """Name the old OUT between two renames; nobody keeps a backup under such a name."""
+    return out.with_name(out.name + ".replaced-by-pack")
