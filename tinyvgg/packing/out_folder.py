@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError
-from tinyvgg.shards.store import MANIFEST_NAME
+from tinyvgg.shards.store import MANIFEST_NAME, is_system_file
 
 
 def check_beside(given: Path, out: Path) -> None:
@@ -59,7 +59,11 @@ def check_out(given: Path, out: Path, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise DatasetError(f"{given}: exists already; pass --overwrite to replace it")
-    others = sorted(path.name for path in out.iterdir() if path.suffix not in (".npy", ".json"))
+    others = sorted(
+        path.name
+        for path in out.iterdir()
+        if path.suffix not in (".npy", ".json") and not is_system_file(path.name)
+    )
     if others:
         raise DatasetError(
             f"{given}: also holds {others[0]!r}, which pack did not write; move it elsewhere"

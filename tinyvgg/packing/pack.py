@@ -221,11 +221,13 @@ class _Packer:
             free.put(np.empty(block_shape, np.uint8))
         with ThreadPoolExecutor(num_decoders) as decoders, ThreadPoolExecutor(NUM_WRITERS) as pool:
             writing: dict[str, list[Future[_WrittenShard]]] = {split: [] for split in splits}
+            opened: list[SimpleQueue[Future[_Block] | None]] = []
             try:
                 for split, index, rows in self._list_shards(splits):
                     if index == 0:
                         advance = self.start_split(split, len(splits[split]))
                     blocks: SimpleQueue[Future[_Block] | None] = SimpleQueue()
+                    opened.append(blocks)
                     shard = _Shard(split, index, rows, blocks)
                     writing[split].append(pool.submit(self._write_shard, shard, free, advance))
                     try:
@@ -238,6 +240,8 @@ class _Packer:
                     finally:
                         blocks.put(None)
             except BaseException:
+                for blocks in opened:  # a signal may come between any two lines above
+                    blocks.put(None)
                 decoders.shutdown(cancel_futures=True)
                 raise
             return _results(writing)
