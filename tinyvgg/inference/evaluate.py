@@ -17,15 +17,15 @@ import numpy as np
 import torch
 import torch.distributed
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import BatchLoader, resize_images
 from tinyvgg.loading.open import channel_triple, is_distributed
-from tinyvgg.model import Network, build_network
+from tinyvgg.model import ARCHS, Network, build_network
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES
-from tinyvgg.training.checkpoint import read_checkpoint
+from tinyvgg.training.checkpoint import NetworkFields, parse_fields, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -150,22 +150,45 @@ def read_network(path: Path, device: torch.device) -> TrainedNetwork:
     """Read the network of a checkpoint.
 
     Raises:
-        CheckpointError: missing, damaged, or not a checkpoint of a network.
+        CheckpointError: missing, damaged, not a checkpoint of a network, or of one that diverged.
     """
-    checkpoint = read_checkpoint(path, device)
-    try:
-        model = build_network(checkpoint["arch"], len(checkpoint["class_folders"]))
-        model.load_state_dict(checkpoint["model"])
-        return TrainedNetwork(
-            model.to(device).eval(),
-            checkpoint["class_folders"],
-            channel_triple(checkpoint["mean"]),
-            channel_triple(checkpoint["std"]),
-            checkpoint["amp"],
-            checkpoint["pixels"],
+    fields = parse_fields(path, read_checkpoint(path, device), NetworkFields, "network")
+    limits = ARCHS[fields.arch]
+    if not limits.min_pixels <= fields.pixels <= limits.max_pixels:
+        raise CheckpointError(
+            f"{path}: holds no network (pixels {fields.pixels:,}, {fields.arch} takes "
+            f"{limits.min_pixels} to {limits.max_pixels}); use another one"
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: holds no network ({error}); use another one") from error
+    with torch.device("meta"):  # shapes only: nothing is allocated for what does not fit
+        expected = build_network(fields.arch, len(fields.class_folders)).state_dict()
+    if (misfit := _find_misfit(fields.model, expected)) is not None:
+        raise CheckpointError(f"{path}: {misfit}; use another one, previous.pt say")
+    model = build_network(fields.arch, len(fields.class_folders))
+    model.load_state_dict(fields.model)
+    return TrainedNetwork(
+        model.to(device).eval(),
+        fields.class_folders,
+        channel_triple(fields.mean),
+        channel_triple(fields.std),
+        fields.amp,
+        fields.pixels,
+    )
+
+
+def _find_misfit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
+    """Say in one line why tensors are not the weights of a network, or None if they are."""
+    odd = sorted(found.keys() ^ expected.keys())
+    if odd:
+        return f"weights are of another network ({len(odd):,} names differ, {odd[0]!r} first)"
+    for name, tensor in found.items():
+        shape, needed = list(tensor.shape), list(expected[name].shape)
+        if shape != needed:
+            return f"weight {name!r} is {shape}, needed {needed}"
+        if tensor.layout != torch.strided or tensor.dtype != expected[name].dtype:
+            return f"weight {name!r} is {tensor.dtype}, needed {expected[name].dtype}"
+        if not tensor.isfinite().all():
+            return f"weight {name!r} is NaN or infinite, so the run had diverged"
+    return None
 
 
 def check_classes(trained: TrainedNetwork, dataset: PackedDataset) -> None:
