@@ -1,4 +1,8 @@
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from tinyvgg.errors import CheckpointError
 from tinyvgg.inference.evaluate import Evaluation, check_classes, evaluate_network, read_network
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.model import VGG_Net
-from tinyvgg.shards.store import PackedDataset
+from tinyvgg.shards.store import PackedDataset, open_dataset
 from tinyvgg.training.checkpoint import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -54,6 +58,70 @@ def test_every_image_counts_once_whatever_the_batch_size(
     expected = np.zeros((7, 7), np.int64)
     np.add.at(expected, (labels, logits.argmax(axis=1)), 1)
     assert np.array_equal(found.confusion, expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 10, 53, 64])
+def test_the_loss_is_the_exact_mean_to_the_last_bit_whatever_the_batch_size(
+    dataset: PackedDataset, batch_size: int
+) -> None:
+    loader = open_loader(dataset, "val", LoaderConfig(batch_size=53))
+    (batch,) = loader.epoch(0)
+    logits = PixelNetwork().compute_logits(batch.images)
+    losses = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+    expected = float(sum(map(Fraction, losses.tolist()))) / 53
+
+    loader = open_loader(dataset, "val", LoaderConfig(batch_size=batch_size))
+    found = evaluate_network(PixelNetwork(), loader, 7, amp="off", device=CPU)
+
+    assert found.loss == expected
+
+
+RANK = """
+import json, sys
+import torch.distributed
+from tests.inference.test_evaluate import score
+
+store, folder, rank = sys.argv[1:]
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{store}", rank=int(rank), world_size=2
+)
+print(json.dumps(score(folder)))
+torch.distributed.destroy_process_group()
+"""
+
+
+def score(folder: str) -> list[Any]:
+    """Return the figures of the base network, as it is initialized, on the val split."""
+    torch.manual_seed(0)
+    dataset = open_dataset(folder)
+    loader = open_loader(dataset, "val", LoaderConfig(batch_size=24))
+    network = VGG_Net(len(dataset.class_names))
+    found = evaluate_network(network, loader, len(dataset.class_names), amp="off", device=CPU)
+    return [found.loss, found.top1, found.top5, found.confusion.tolist()]
+
+
+@pytest.mark.slow
+def test_two_ranks_score_what_one_process_scores_to_the_last_bit(
+    dataset: PackedDataset, tmp_path: Path
+) -> None:
+    ranks = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", RANK),
+                *(tmp_path / "store", dataset.folder, str(rank)),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        found = [json.loads(process.communicate(timeout=60)[0]) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+
+    assert found == [score(str(dataset.folder))] * 2
 
 
 def test_the_network_is_scored_in_eval_mode_and_put_back(dataset: PackedDataset) -> None:

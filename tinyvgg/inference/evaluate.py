@@ -8,6 +8,7 @@ count, so the result does not depend on batch size or world size. Always in eval
 read from the device before the end, so the host runs ahead of it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,13 +101,13 @@ def evaluate_network(
     num_bins = num_classes * num_classes + 1
     confusion = torch.zeros(num_bins, dtype=torch.int64, device=device)
     top5_hits = torch.zeros((), dtype=torch.int64, device=device)
-    loss_sum = torch.zeros((), dtype=torch.float32, device=device)
+    losses: list[Tensor] = []
     for batch in loader.epoch(0):
         images = batch.images if pixels is None else resize_images(batch.images, pixels)
         with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             logits = network.compute_logits(images)
         logits, labels = logits.float(), batch.labels
-        loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum")  # without padding
+        losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))  # padding's: 0
         best = logits.topk(min(5, num_classes), dim=1).indices
         top5_hits += (best == labels[:, None]).sum()
         pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
@@ -114,16 +115,31 @@ def evaluate_network(
         advance(batch.num_valid)
     network.train(was_training)
     if is_distributed():
-        for sums in (confusion, top5_hits, loss_sum):
+        for sums in (confusion, top5_hits):
             torch.distributed.all_reduce(sums)
     matrix = confusion[:-1].view(num_classes, num_classes).cpu().numpy()
     num_images = int(matrix.sum())
     return Evaluation(
-        loss=loss_sum.item() / num_images,
+        loss=_sum_over_ranks(torch.cat(losses)) / num_images,
         top1=int(np.trace(matrix)) / num_images,
         top5=top5_hits.item() / num_images,
         confusion=matrix,
     )
+
+
+def _sum_over_ranks(values: Tensor) -> float:
+    """Return the sum of all ranks' values, exact until it is rounded once.
+
+    So it depends neither on batch size or world size nor on the order in which a device adds.
+
+    Args:
+        values: float32 [n], 4 bytes an image; every rank has as many, padding included.
+    """
+    parts = [values]
+    if is_distributed():
+        parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, values)
+    return math.fsum(torch.cat(parts).tolist())
 
 
 @dataclass(frozen=True)
