@@ -9,7 +9,8 @@ was asked for by name and cannot run is an error.
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.loading.resident import ResidentSource
-from tinyvgg.shards.store import PackedDataset, Split
+from tinyvgg.shards.store import PackedDataset, Split, open_dataset
 
 logger = logging.getLogger("tinyvgg")
 
@@ -30,7 +31,7 @@ SPARE_BYTES = 2 * 2**30  # left free on the device for network and activations
 
 
 def open_loader(
-    dataset: PackedDataset,
+    dataset: PackedDataset | str | os.PathLike[str],
     split: str,
     config: LoaderConfig | None = None,
     *,
@@ -42,18 +43,26 @@ def open_loader(
     Rank and world size come from `torch.distributed` where it is initialized.
 
     Args:
-        dataset: from `open_dataset`.
+        dataset: from `open_dataset`, or the folder that it opens.
         split: "train" or "val".
         config: batch size, seed, backend and so on; the defaults if None.
         device: where batches go.
         dtype: of the images: float32, bfloat16, float16 (normalized), or uint8 (as stored).
 
     Raises:
+        TypeError: `dataset` is neither.
         ValueError: a parameter that no loader can follow.
         BackendUnavailable: the device, or the backend that `config` names, cannot be used here.
-        ShardError: the split is empty.
+        ShardError: the split is empty, or the folder holds no data set.
     """
     config = config or LoaderConfig()
+    if isinstance(dataset, str | os.PathLike):
+        dataset = open_dataset(dataset)
+    if not isinstance(dataset, PackedDataset):
+        raise TypeError(
+            "dataset must be a packed folder or what open_dataset returns, "
+            f"got {type(dataset).__name__}"
+        )
     opened = dataset.split(split)
     target = _find_device(torch.device(device))
     if dtype not in DTYPES:
@@ -63,9 +72,9 @@ def open_loader(
         raise ShardError(f"{dataset.folder}: split {split!r} has no images; pack it again")
     record = dataset.manifest.splits.train
     normalization = Normalization(
-        config.mean or channel_triple(record.mean),
+        channel_triple(config.mean or record.mean),
         # a channel without variation is centered and left as it is
-        config.std or channel_triple([value or 1.0 for value in record.std]),
+        channel_triple(config.std or [value or 1.0 for value in record.std]),
     )
     image = dataset.manifest.image
     image_shape = (image.height, image.width, image.channels)
@@ -201,7 +210,7 @@ def is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def channel_triple(values: Sequence[float]) -> tuple[float, float, float]:
+def channel_triple(values: Iterable[float]) -> tuple[float, float, float]:
     """Return three values, one a channel, as a tuple."""
     red, green, blue = values
     return red, green, blue
