@@ -269,19 +269,41 @@ def test_an_epoch_can_be_run_again_from_its_start(packed: PackedDataset, backend
 
 
 @every_backend
-@pytest.mark.parametrize("num_read", [1, 3, 5, 6])
-def test_iterating_again_after_a_break_goes_on_mid_epoch(
+@pytest.mark.parametrize("num_read", [1, 3, 5])
+def test_iterating_again_after_a_break_begins_the_epoch_again(
     packed: PackedDataset, backend: str, num_read: int
 ) -> None:
     loader = open_raw(packed, backend)
-    expected = read_epochs(open_raw(packed, backend), range(2))
+    expected = read_epochs(open_raw(packed, backend), range(4, 6))
 
-    for step, _ in enumerate(loader, 1):
+    for step, _ in enumerate(loader.epoch(4), 1):
         if step == num_read:
             break
-    rest = [keep(batch) for batch in loader]
+    batches = [keep(batch) for _ in range(2) for batch in loader]
 
-    assert_same(rest, expected[num_read : 6 if num_read < 6 else 12])
+    assert_same(batches, expected)
+
+
+@every_backend
+def test_a_batch_taken_for_a_look_is_not_lost(packed: PackedDataset, backend: str) -> None:
+    loader = open_raw(packed, backend)
+    expected = read_epochs(open_raw(packed, backend), range(1))
+
+    looked_at = [keep(next(iter(loader))) for _ in range(2)]
+
+    assert_same(looked_at, [expected[0]] * 2)
+    assert_same([keep(batch) for batch in loader], expected)
+
+
+@every_backend
+def test_the_last_batch_ends_the_epoch_though_the_loop_is_left_there(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(packed, backend)
+
+    list(islice(loader, len(loader)))
+
+    assert_same([keep(batch) for batch in loader], read_epochs(loader, range(1, 2)))
 
 
 @every_backend
@@ -396,6 +418,28 @@ def test_a_state_that_is_loaded_and_saved_is_the_same(packed: PackedDataset, bac
     resumed.load_state_dict(loader.state_dict())
 
     assert resumed.state_dict() == loader.state_dict()
+
+
+@every_backend
+def test_a_loaded_state_holds_for_one_epoch_and_not_for_the_next_look(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(packed, backend)
+    expected = read_epochs(open_raw(packed, backend), range(3))
+    list(islice(loader.epoch(1), 2))
+    state = loader.state_dict()
+
+    loader.load_state_dict(state)
+    first = keep(next(iter(loader)))
+    middle = loader.state_dict()
+    again = [keep(batch) for batch in loader]
+    loader.load_state_dict(state)
+    whole = read_epochs(loader, range(1, 2))
+
+    assert_same([first], expected[8:9])
+    assert middle == {**state, "images_consumed": 15}
+    assert_same(again, expected[6:12])
+    assert_same(whole, expected[6:12])
 
 
 @every_backend
@@ -642,6 +686,7 @@ def test_an_error_of_a_backend_reaches_the_loop_and_leaves_nothing_behind(
     num_consumed = loader.state_dict()["images_consumed"]
     assert num_consumed % 5 == 0
     assert 5 <= num_consumed < 30
+    loader.load_state_dict(loader.state_dict())
     assert len(list(loader)) == 6 - num_consumed // 5
 
 

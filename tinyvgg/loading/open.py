@@ -155,6 +155,7 @@ class Loader:
             )
         self.normalization = normalization
         self.state = LoaderState(config.seed, 0, 0, manifest_sha256)
+        self.is_resumed = False  # the next epoch begins inside, where `load_state_dict` says
 
     def __len__(self) -> int:
         """Return the steps of a full epoch."""
@@ -164,11 +165,14 @@ class Loader:
         """Yield an epoch from its start."""
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
-        self.state = replace(self.state, epoch=epoch, images_consumed=0)
+        self.state, self.is_resumed = replace(self.state, epoch=epoch), False
         return iter(self)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield what is left of the current epoch; the next call goes on with the next one."""
+        """Begin the current epoch, or after `load_state_dict` go on inside it; then the next."""
+        if not self.is_resumed:
+            self.state = replace(self.state, images_consumed=0)
+        self.is_resumed = False
         return self._follow(self.state)
 
     def _follow(self, state: LoaderState) -> Iterator[Batch]:
@@ -186,7 +190,7 @@ class Loader:
         return self.state.to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another loader stood.
+        """Go on where another loader stood, in the next epoch that is begun and only there.
 
         Raises:
             ShardError: the state is of another data set.
@@ -202,7 +206,7 @@ class Loader:
             )
         if not 0 <= loaded.images_consumed <= self.split.num_images or loaded.epoch < 0:
             raise ValueError(f"loader state is out of range: {state}")
-        self.state = loaded
+        self.state, self.is_resumed = loaded, True
 
 
 def is_distributed() -> bool:
