@@ -143,28 +143,36 @@ def test_normalized_images_are_pixels_times_scale_plus_shift(
 
 @every_backend
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 7), (64, 48)], ids=str)
+@pytest.mark.parametrize(
+    ("crop_pixels", "flip"), [(4, True), (0, True), (1, False), (8, True)], ids=str
+)
 def test_images_of_any_size_are_cropped_and_flipped_by_the_plan(
-    pack_arrays: Callable[..., PackedDataset], backend: str, size: tuple[int, int]
+    pack_arrays: Callable[..., PackedDataset],
+    backend: str,
+    size: tuple[int, int],
+    crop_pixels: int,
+    flip: bool,
 ) -> None:
     images = np.random.default_rng(1).integers(0, 256, (23, *size, 3)).astype(np.uint8)
     dataset = pack_arrays("sizes", images, np.arange(23) % 3, images[:3], np.arange(3))
     fill = [122, 115, 102]  # round(255 mean)
-    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    outside = np.pad(
-        np.zeros(images.shape, bool),
-        ((0, 0), (4, 4), (4, 4), (0, 0)),
-        "constant",
-        constant_values=True,
+    margin = (crop_pixels, crop_pixels)
+    padded = np.stack(
+        [
+            np.pad(images[..., c], ((0, 0), margin, margin), constant_values=fill[c])
+            for c in range(3)
+        ],
+        axis=-1,
     )
-    padded = np.where(outside, np.array(fill, np.uint8), padded)
     words = np.random.Philox(key=[0, 0]).random_raw(46)
+    augmentation = {"augment": True, "crop_pixels": crop_pixels, "flip": flip}
 
-    for batch in open_raw(dataset, backend, augment=True, drop_last=False).epoch(0):
+    for batch in open_raw(dataset, backend, drop_last=False, **augmentation).epoch(0):
         for image, id_ in list(zip(batch.images, batch.ids, strict=True))[: batch.num_valid]:
             word = int(words[23 + int(id_)])
-            top, left = word % 9, (word >> 16) % 9
+            top, left = (v % (2 * crop_pixels + 1) for v in (word, word >> 16))
             window = padded[id_, top : top + size[0], left : left + size[1]]
-            expected = window[:, ::-1] if word >> 63 else window
+            expected = window[:, ::-1] if flip and word >> 63 else window
             assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
@@ -232,6 +240,19 @@ def test_train_is_shuffled_augmented_and_cut_by_default_and_val_is_not(
     assert len(val) == 2
     assert valid_ids(val) == list(range(7))
     assert pixel_ids(val[0].images) == list(range(5))
+
+
+@every_backend
+@pytest.mark.parametrize(
+    "fields", [{"augment": False, "crop_pixels": 8}, {"crop_pixels": 0, "flip": False}], ids=str
+)
+def test_what_neither_crops_nor_flips_does_not_augment(
+    packed: PackedDataset, backend: str, fields: dict[str, Any]
+) -> None:
+    loader = open_raw(packed, backend, **{"augment": True, **fields})
+
+    assert not loader.plan.augment
+    assert_same(read_epochs(loader, range(1)), read_epochs(open_raw(packed, backend), range(1)))
 
 
 @every_backend

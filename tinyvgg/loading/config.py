@@ -1,12 +1,14 @@
 """What a loader can be told. No torch here, so that `--help` is instant."""
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 BACKENDS = ("auto", "dali", "torch", "resident")
 Backend = Literal["auto", "dali", "torch", "resident"]
+CROP_PIXELS, MAX_CROP_PIXELS = 4, 8  # by default, and at most
 BOUNDS = {"mean": "3 values from 0 to 1", "std": "3 values above 0"}
 
 
@@ -23,7 +25,11 @@ class LoaderConfig:
     shuffle: bool | None = None
     """Whether to shuffle; by default train is shuffled and val is not."""
     augment: bool | None = None
-    """Whether to crop (up to 4 pixels off) and flip; by default train is and val is not."""
+    """Whether to crop and flip at all; by default train is and val is not."""
+    crop_pixels: int = CROP_PIXELS
+    """Pixels a crop is off at most, 0 to 8, in images that are augmented; 0: no crops."""
+    flip: bool = True
+    """Whether every other image is mirrored, of those that are augmented."""
     drop_last: bool | None = None
     """Whether images beyond the last full batch sit out; by default so in train only."""
     mean: Iterable[float] | None = None
@@ -44,8 +50,25 @@ class LoaderConfig:
             raise ValueError(f"mean must be {BOUNDS['mean']}, got {mean}")
         if std is not None and not all(0 < value < math.inf for value in std):
             raise ValueError(f"std must be {BOUNDS['std']}, got {std}")
+        object.__setattr__(self, "crop_pixels", read_crop_pixels(self.crop_pixels))
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
+
+
+def read_crop_pixels(value: SupportsIndex) -> int:
+    """Return the pixels that crops may be off by, of whatever integer type.
+
+    Raises:
+        ValueError: it is not a whole number from 0 to 8.
+    """
+    try:
+        crop_pixels = operator.index(value)
+        if not 0 <= crop_pixels <= MAX_CROP_PIXELS:
+            raise ValueError(f"{crop_pixels} is out of range")
+    except (TypeError, ValueError) as error:
+        message = f"crop_pixels must be a whole number from 0 to {MAX_CROP_PIXELS}, got {value}"
+        raise ValueError(message) from error
+    return crop_pixels
 
 
 def _read_triple(name: str, values: Any) -> tuple[float, float, float] | None:

@@ -139,14 +139,17 @@ class Loader:
                 f"batch_size must be divisible by the world size {self.world_size}, "
                 f"got {self.batch_size}"
             )
+        augment = is_train if config.augment is None else config.augment
         self.plan = EpochPlanner(
             split.labels,
             self.batch_size,
             shuffle=is_train if config.shuffle is None else config.shuffle,
-            augment=is_train if config.augment is None else config.augment,
+            augment=augment and (config.crop_pixels > 0 or config.flip),
             drop_last=is_train if config.drop_last is None else config.drop_last,
             rank=self.rank,
             world_size=self.world_size,
+            crop_pixels=config.crop_pixels,
+            flip=config.flip,
         )
         if len(self) == 0:
             raise ValueError(
