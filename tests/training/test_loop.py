@@ -352,6 +352,22 @@ def test_what_a_run_depends_on_cannot_change_when_it_goes_on(
         open_training(changed, color_dataset, CPU, rank=0)
 
 
+def test_crop_and_flip_are_as_asked_for_and_stay_with_the_run(
+    color_dataset: PackedDataset, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config(crop_pixels=2, flip=False)
+
+    plan = open_training(config, color_dataset, CPU, rank=0).loader.plan
+    stored = read_run_config(config.out)
+
+    assert (plan.augment, plan.crop_pixels, plan.flip) == (True, 2, False)
+    assert (stored.augment, stored.crop_pixels, stored.flip) == (True, 2, False)
+    for changes in ({"crop_pixels": 4}, {"flip": True}):
+        changed = replace(config, resume=True, **changes)
+        with pytest.raises(ValueError, match=f"{next(iter(changes))} must stay .* within a run"):
+            open_training(changed, color_dataset, CPU, rank=0)
+
+
 def test_other_settings_change_when_it_goes_on_and_are_stored(
     color_dataset: PackedDataset, make_config: Callable[..., TrainConfig]
 ) -> None:
