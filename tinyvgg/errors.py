@@ -5,6 +5,7 @@
     ├── ShardError          what is on disk is not what the manifest says
     ├── CheckpointError     a run folder or a checkpoint that cannot be used
     ├── DivergedError       a run whose loss is no number any more
+    ├── RankError           another process of the run, which ended first
     └── BackendUnavailable  a loader backend or a device that cannot run here
 
 A bad parameter is a plain `ValueError`, raised before any work. Every text reads
@@ -69,6 +70,10 @@ class CheckpointError(TinyvggError):
 
 class DivergedError(TinyvggError):
     """A training run whose loss has become infinite or NaN."""
+
+
+class RankError(TinyvggError):
+    """Another process of a run that ended, so that this one cannot go on."""
 
 
 class BackendUnavailable(TinyvggError):  # noqa: N818 - the name is part of the public contract

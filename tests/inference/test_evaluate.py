@@ -1,5 +1,10 @@
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +15,7 @@ from tinyvgg.errors import CheckpointError
 from tinyvgg.inference.evaluate import Evaluation, check_classes, evaluate_network, read_network
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.model import VGG_Net
-from tinyvgg.shards.store import PackedDataset
+from tinyvgg.shards.store import PackedDataset, open_dataset
 from tinyvgg.training.checkpoint import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -55,6 +60,70 @@ def test_every_image_counts_once_whatever_the_batch_size(
     assert np.array_equal(found.confusion, expected)
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 10, 53, 64])
+def test_the_loss_is_the_exact_mean_to_the_last_bit_whatever_the_batch_size(
+    dataset: PackedDataset, batch_size: int
+) -> None:
+    loader = open_loader(dataset, "val", LoaderConfig(batch_size=53))
+    (batch,) = loader.epoch(0)
+    logits = PixelNetwork().compute_logits(batch.images)
+    losses = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+    expected = float(sum(map(Fraction, losses.tolist()))) / 53
+
+    loader = open_loader(dataset, "val", LoaderConfig(batch_size=batch_size))
+    found = evaluate_network(PixelNetwork(), loader, 7, amp="off", device=CPU)
+
+    assert found.loss == expected
+
+
+RANK = """
+import json, sys
+import torch.distributed
+from tests.inference.test_evaluate import score
+
+store, folder, rank = sys.argv[1:]
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{store}", rank=int(rank), world_size=2
+)
+print(json.dumps(score(folder)))
+torch.distributed.destroy_process_group()
+"""
+
+
+def score(folder: str) -> list[Any]:
+    """Return the figures of the base network, as it is initialized, on the val split."""
+    torch.manual_seed(0)
+    dataset = open_dataset(folder)
+    loader = open_loader(dataset, "val", LoaderConfig(batch_size=24))
+    network = VGG_Net(len(dataset.class_names))
+    found = evaluate_network(network, loader, len(dataset.class_names), amp="off", device=CPU)
+    return [found.loss, found.top1, found.top5, found.confusion.tolist()]
+
+
+@pytest.mark.slow
+def test_two_ranks_score_what_one_process_scores_to_the_last_bit(
+    dataset: PackedDataset, tmp_path: Path
+) -> None:
+    ranks = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", RANK),
+                *(tmp_path / "store", dataset.folder, str(rank)),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        found = [json.loads(process.communicate(timeout=60)[0]) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+
+    assert found == [score(str(dataset.folder))] * 2
+
+
 def test_the_network_is_scored_in_eval_mode_and_put_back(dataset: PackedDataset) -> None:
     modes: list[bool] = []
     network = PixelNetwork().train()
@@ -79,10 +148,11 @@ def test_a_class_without_images_does_not_enter_the_average() -> None:
     assert evaluation.describe(["a", "b", "c"])["class_top1"] == {"a": 0.75, "b": None, "c": 1.0}
 
 
-def write_network(path: Path, class_folders: list[str]) -> VGG_Net:
-    model = VGG_Net(len(class_folders))
+def write_network(path: Path, names: list[str], **changes: Any) -> VGG_Net:
+    model = VGG_Net(len(names))
     fields = {"mean": [0.5] * 3, "std": [0.25] * 3, "amp": "off", "arch": "vgg_net", "pixels": 48}
-    write_checkpoint(path, {"model": model.state_dict(), "class_folders": class_folders, **fields})
+    fields |= {"model": model.state_dict(), "class_folders": names}
+    write_checkpoint(path, fields | changes)
     return model
 
 
@@ -113,5 +183,60 @@ def test_other_class_names_are_refused(tmp_path: Path, packed: PackedDataset) ->
 def test_a_checkpoint_without_a_network_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "odd.pt", {"step": 1})
 
-    with pytest.raises(CheckpointError, match=r"odd\.pt: holds no network"):
+    with pytest.raises(
+        CheckpointError, match=r"odd\.pt: holds no network \(arch: Field required\)"
+    ):
         read_network(tmp_path / "odd.pt", CPU)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"amp": "x"}, r"holds no network \(amp: "),
+        ({"amp": "auto"}, r"holds no network \(amp: "),
+        ({"amp": []}, r"holds no network \(amp: "),
+        ({"arch": "vgg12"}, r"holds no network \(arch: "),
+        ({"arch": ["vgg11"]}, r"holds no network \(arch: "),
+        ({"pixels": "64"}, r"holds no network \(pixels: "),
+        ({"pixels": -3}, r"holds no network \(pixels: "),
+        ({"pixels": 10**7}, r"\(pixels 10,000,000, vgg_net takes 48 to 95\); use another one"),
+        ({"mean": [0.5, float("nan"), 0.5]}, r"holds no network \(mean\.1: "),
+        ({"std": [0.5, 0.5]}, r"holds no network \(std: "),
+        ({"std": [0.5, 0.0, 0.5]}, r"holds no network \(std\.1: "),
+        ({"class_folders": "ab"}, r"holds no network \(class_folders: "),
+        ({"class_folders": ["a", 2]}, r"holds no network \(class_folders\.1: "),
+        ({"class_folders": ["a"] * 10**6}, r"is \[2.*, needed \[1000000"),
+        ({"model": []}, r"holds no network \(model: "),
+        ({"arch": "vgg16"}, r"weights are of another network \([0-9]+ names differ, '"),
+    ],
+)
+def test_a_field_that_no_training_wrote_is_named_in_one_line(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    write_network(tmp_path / "best.pt", ["a", "b"], **fields)
+
+    with pytest.raises(CheckpointError, match=rf"best\.pt: .*{message}") as refused:
+        read_network(tmp_path / "best.pt", CPU)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight * float("nan"), "is NaN or infinite, so the run had diverged"),
+        (lambda weight: weight + float("inf"), "is NaN or infinite"),
+        (lambda weight: weight.to(torch.int64), r"is torch\.int64, needed torch\.float32"),
+        (lambda weight: weight[:1], r"is \[1\], needed \[2\]"),
+        (lambda weight: torch.zeros(1).expand(2**40), r"is \[1099511627776\], needed \[2\]"),
+        (lambda weight: 5, r"Input should be an instance of Tensor"),
+    ],
+)
+def test_a_weight_that_is_none_is_named(
+    tmp_path: Path, change: Callable[[Tensor], Any], message: str
+) -> None:
+    weights: dict[str, Any] = VGG_Net(2).state_dict()
+    name = list(weights)[-1]
+    write_network(tmp_path / "best.pt", ["a", "b"], model={**weights, name: change(weights[name])})
+
+    with pytest.raises(CheckpointError, match=rf"best\.pt: .*{name}.*{message}"):
+        read_network(tmp_path / "best.pt", CPU)

@@ -12,7 +12,7 @@ MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2764, 0.2689, 0.2816)
 FILL = (122, 114, 101)  # round(255 mean)
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(5, 7), (1, 1), (2, 3), (64, 48)]
-ALL_CROPS = list(product(range(-4, 5), range(-4, 5), (False, True)))
+ALL_CROPS = list(product(range(-8, 9), range(-8, 9), (False, True)))
 
 
 def draw_images(height: int, width: int) -> np.ndarray:

@@ -117,6 +117,33 @@ def test_statistics_of_the_config_normalize(packed: PackedDataset) -> None:
     assert_equal_batches(batches, expected)
 
 
+@pytest.mark.parametrize("crop_pixels", range(9))
+def test_every_crop_of_every_size_equals_torch(packed: PackedDataset, crop_pixels: int) -> None:
+    config = LoaderConfig(batch_size=11, crop_pixels=crop_pixels, flip=crop_pixels % 2 == 0)
+
+    batches, expected = (
+        read_epochs(
+            open_loader(packed, "train", replace(config, backend=backend), dtype=torch.uint8),
+            range(3),
+        )
+        for backend in ("dali", "torch")
+    )
+
+    assert_same(batches, expected)
+
+
+@pytest.mark.parametrize("margin", range(9))
+def test_a_position_times_its_way_is_nearest_to_the_offset_it_was_made_of(margin: int) -> None:
+    offsets = np.arange(-margin, margin + 1, dtype=np.int32)
+
+    positions = dali.crop_positions(offsets, margin)
+    starts = positions * np.float32(2 * margin)  # what DALI rounds, in float32
+
+    assert (positions.dtype, starts.dtype) == (np.float32, np.float32)
+    assert (np.abs(starts - (offsets + margin)) < 2**-20).all()
+    assert ((positions >= 0) & (positions <= 1)).all()
+
+
 # the endless feed
 
 

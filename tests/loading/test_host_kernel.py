@@ -14,7 +14,8 @@ MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2764, 0.2689, 0.2816)
 FILL = (122, 114, 101)  # round(255 mean)
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(64, 64), (5, 7), (64, 48), (1, 1), (2, 3), (3, 2), (9, 1)]
-CROPS = np.array(list(product(range(-4, 5), range(-4, 5), (0, 1))))  # all 162
+MOST = 8  # pixels that a crop may be off
+CROPS = np.array(list(product(range(-MOST, MOST + 1), range(-MOST, MOST + 1), (0, 1))))  # all 578
 
 
 def draw_images(num_images: int, height: int, width: int) -> np.ndarray:
@@ -23,12 +24,12 @@ def draw_images(num_images: int, height: int, width: int) -> np.ndarray:
 
 
 def crop_slowly(image: np.ndarray, dy: int, dx: int, flip: bool) -> np.ndarray:
-    """Pad 4 pixels of the mean color, cut out the window, mirror it."""
+    """Pad pixels of the mean color, cut out the window, mirror it."""
     height, width, _ = image.shape
     padded = np.stack(
-        [np.pad(image[..., c], 4, constant_values=FILL[c]) for c in range(3)], axis=-1
+        [np.pad(image[..., c], MOST, constant_values=FILL[c]) for c in range(3)], axis=-1
     )
-    window = padded[4 + dy : 4 + dy + height, 4 + dx : 4 + dx + width]
+    window = padded[MOST + dy : MOST + dy + height, MOST + dx : MOST + dx + width]
     return window[:, ::-1] if flip else window
 
 

@@ -143,28 +143,36 @@ def test_normalized_images_are_pixels_times_scale_plus_shift(
 
 @every_backend
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 7), (64, 48)], ids=str)
+@pytest.mark.parametrize(
+    ("crop_pixels", "flip"), [(4, True), (0, True), (1, False), (8, True)], ids=str
+)
 def test_images_of_any_size_are_cropped_and_flipped_by_the_plan(
-    pack_arrays: Callable[..., PackedDataset], backend: str, size: tuple[int, int]
+    pack_arrays: Callable[..., PackedDataset],
+    backend: str,
+    size: tuple[int, int],
+    crop_pixels: int,
+    flip: bool,
 ) -> None:
     images = np.random.default_rng(1).integers(0, 256, (23, *size, 3)).astype(np.uint8)
     dataset = pack_arrays("sizes", images, np.arange(23) % 3, images[:3], np.arange(3))
     fill = [122, 115, 102]  # round(255 mean)
-    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    outside = np.pad(
-        np.zeros(images.shape, bool),
-        ((0, 0), (4, 4), (4, 4), (0, 0)),
-        "constant",
-        constant_values=True,
+    margin = (crop_pixels, crop_pixels)
+    padded = np.stack(
+        [
+            np.pad(images[..., c], ((0, 0), margin, margin), constant_values=fill[c])
+            for c in range(3)
+        ],
+        axis=-1,
     )
-    padded = np.where(outside, np.array(fill, np.uint8), padded)
     words = np.random.Philox(key=[0, 0]).random_raw(46)
+    augmentation = {"augment": True, "crop_pixels": crop_pixels, "flip": flip}
 
-    for batch in open_raw(dataset, backend, augment=True, drop_last=False).epoch(0):
+    for batch in open_raw(dataset, backend, drop_last=False, **augmentation).epoch(0):
         for image, id_ in list(zip(batch.images, batch.ids, strict=True))[: batch.num_valid]:
             word = int(words[23 + int(id_)])
-            top, left = word % 9, (word >> 16) % 9
+            top, left = (v % (2 * crop_pixels + 1) for v in (word, word >> 16))
             window = padded[id_, top : top + size[0], left : left + size[1]]
-            expected = window[:, ::-1] if word >> 63 else window
+            expected = window[:, ::-1] if flip and word >> 63 else window
             assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
@@ -235,6 +243,19 @@ def test_train_is_shuffled_augmented_and_cut_by_default_and_val_is_not(
 
 
 @every_backend
+@pytest.mark.parametrize(
+    "fields", [{"augment": False, "crop_pixels": 8}, {"crop_pixels": 0, "flip": False}], ids=str
+)
+def test_what_neither_crops_nor_flips_does_not_augment(
+    packed: PackedDataset, backend: str, fields: dict[str, Any]
+) -> None:
+    loader = open_raw(packed, backend, **{"augment": True, **fields})
+
+    assert not loader.plan.augment
+    assert_same(read_epochs(loader, range(1)), read_epochs(open_raw(packed, backend), range(1)))
+
+
+@every_backend
 def test_iterating_goes_through_one_epoch_after_the_other(
     packed: PackedDataset, backend: str
 ) -> None:
@@ -269,19 +290,41 @@ def test_an_epoch_can_be_run_again_from_its_start(packed: PackedDataset, backend
 
 
 @every_backend
-@pytest.mark.parametrize("num_read", [1, 3, 5, 6])
-def test_iterating_again_after_a_break_goes_on_mid_epoch(
+@pytest.mark.parametrize("num_read", [1, 3, 5])
+def test_iterating_again_after_a_break_begins_the_epoch_again(
     packed: PackedDataset, backend: str, num_read: int
 ) -> None:
     loader = open_raw(packed, backend)
-    expected = read_epochs(open_raw(packed, backend), range(2))
+    expected = read_epochs(open_raw(packed, backend), range(4, 6))
 
-    for step, _ in enumerate(loader, 1):
+    for step, _ in enumerate(loader.epoch(4), 1):
         if step == num_read:
             break
-    rest = [keep(batch) for batch in loader]
+    batches = [keep(batch) for _ in range(2) for batch in loader]
 
-    assert_same(rest, expected[num_read : 6 if num_read < 6 else 12])
+    assert_same(batches, expected)
+
+
+@every_backend
+def test_a_batch_taken_for_a_look_is_not_lost(packed: PackedDataset, backend: str) -> None:
+    loader = open_raw(packed, backend)
+    expected = read_epochs(open_raw(packed, backend), range(1))
+
+    looked_at = [keep(next(iter(loader))) for _ in range(2)]
+
+    assert_same(looked_at, [expected[0]] * 2)
+    assert_same([keep(batch) for batch in loader], expected)
+
+
+@every_backend
+def test_the_last_batch_ends_the_epoch_though_the_loop_is_left_there(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(packed, backend)
+
+    list(islice(loader, len(loader)))
+
+    assert_same([keep(batch) for batch in loader], read_epochs(loader, range(1, 2)))
 
 
 @every_backend
@@ -396,6 +439,28 @@ def test_a_state_that_is_loaded_and_saved_is_the_same(packed: PackedDataset, bac
     resumed.load_state_dict(loader.state_dict())
 
     assert resumed.state_dict() == loader.state_dict()
+
+
+@every_backend
+def test_a_loaded_state_holds_for_one_epoch_and_not_for_the_next_look(
+    packed: PackedDataset, backend: str
+) -> None:
+    loader = open_raw(packed, backend)
+    expected = read_epochs(open_raw(packed, backend), range(3))
+    list(islice(loader.epoch(1), 2))
+    state = loader.state_dict()
+
+    loader.load_state_dict(state)
+    first = keep(next(iter(loader)))
+    middle = loader.state_dict()
+    again = [keep(batch) for batch in loader]
+    loader.load_state_dict(state)
+    whole = read_epochs(loader, range(1, 2))
+
+    assert_same([first], expected[8:9])
+    assert middle == {**state, "images_consumed": 15}
+    assert_same(again, expected[6:12])
+    assert_same(whole, expected[6:12])
 
 
 @every_backend
@@ -642,6 +707,7 @@ def test_an_error_of_a_backend_reaches_the_loop_and_leaves_nothing_behind(
     num_consumed = loader.state_dict()["images_consumed"]
     assert num_consumed % 5 == 0
     assert 5 <= num_consumed < 30
+    loader.load_state_dict(loader.state_dict())
     assert len(list(loader)) == 6 - num_consumed // 5
 
 

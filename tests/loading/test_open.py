@@ -63,6 +63,10 @@ def test_the_package_has_the_two_public_names_and_no_other() -> None:
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"seed": -1}, r"seed must be at least 0 and under 2\^64, got -1"),
         ({"seed": 2**64}, r"seed must be at least 0 and under 2\^64, got 18446744073709551616"),
+        ({"crop_pixels": -1}, "crop_pixels must be a whole number from 0 to 8, got -1"),
+        ({"crop_pixels": 9}, "crop_pixels must be a whole number from 0 to 8, got 9"),
+        ({"crop_pixels": 4.0}, "crop_pixels must be a whole number from 0 to 8, got 4.0"),
+        ({"crop_pixels": "4"}, "crop_pixels must be a whole number from 0 to 8, got 4"),
         ({"std": (0.2, 0.0, 0.2)}, r"std must be 3 values above 0, got \(0.2, 0.0, 0.2\)"),
         ({"std": (0.2, -0.1, 0.2)}, "std must be 3 values above 0"),
         ({"std": (0.2, float("nan"), 0.2)}, "std must be 3 values above 0"),
@@ -71,6 +75,14 @@ def test_the_package_has_the_two_public_names_and_no_other() -> None:
         ({"mean": (-0.1, 0.5, 0.5)}, "mean must be 3 values from 0 to 1"),
         ({"mean": (0.5, float("nan"), 0.5)}, "mean must be 3 values from 0 to 1"),
         ({"mean": (0.5,)}, "mean must be 3 values from 0 to 1"),
+        ({"mean": 0.5}, "mean must be 3 values from 0 to 1, got 0.5$"),
+        ({"mean": "rgb"}, "mean must be 3 values from 0 to 1, got rgb$"),
+        ({"mean": np.full((3, 1), 0.5)}, r"mean must be 3 values from 0 to 1, got \[\[0.5\] \[0.5"),
+        (
+            {"std": np.array([0.2, 0.0, 0.2])},
+            r"std must be 3 values above 0, got \(0.2, 0.0, 0.2\)",
+        ),
+        ({"std": torch.ones(4)}, r"std must be 3 values above 0, got tensor\(\[1., 1., 1., 1.\]\)"),
     ],
     ids=str,
 )
@@ -79,6 +91,47 @@ def test_a_config_that_no_loader_can_follow_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         LoaderConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [list, np.array, torch.tensor, iter, lambda values: np.array(values, np.float32)],
+    ids=["list", "array", "tensor", "iterator", "float32"],
+)
+def test_any_three_numbers_are_a_mean_or_a_std(
+    packed: PackedDataset, make: Callable[[tuple[float, ...]], Any]
+) -> None:
+    mean, std = (0.0, 0.5, 1.0), (0.25, 0.5, 2.0)  # exact in float32
+    config = LoaderConfig(batch_size=5, augment=False, mean=make(mean), std=make(std))
+
+    assert config == LoaderConfig(batch_size=5, augment=False, mean=mean, std=std)
+    assert first_error(open_loader(packed, "train", config), packed, mean, std) < 1e-6
+
+
+@pytest.mark.parametrize("make", [str, Path], ids=["str", "path"])
+def test_a_loader_opens_the_folder_that_it_is_given(
+    packed: PackedDataset, make: Callable[[Path], Any]
+) -> None:
+    config = LoaderConfig(batch_size=5)
+    expected = [batch.ids.tolist() for batch in open_loader(packed, "train", config)]
+
+    loader = open_loader(make(packed.folder), "train", config)
+
+    assert [batch.ids.tolist() for batch in loader] == expected
+
+
+def test_a_folder_that_is_no_data_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=f"^{tmp_path}.*manifest"):
+        open_loader(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("found", "name"), [(None, "NoneType"), (["packed"], "list"), (b"packed", "bytes")]
+)
+def test_what_is_no_data_set_and_no_folder_is_refused(found: Any, name: str) -> None:
+    message = f"dataset must be a packed folder or what open_dataset returns, got {name}"
+    with pytest.raises(TypeError, match=message):
+        open_loader(found, "train")
 
 
 def test_the_defaults_open_a_loader_of_float32_on_the_cpu(

@@ -53,13 +53,16 @@ def valid_lines(ranks: list[RankEpoch]) -> list[tuple[int, ...]]:
     ]
 
 
-def reference_lines(num_images: int, seed: int = 5, epoch: int = 2) -> list[tuple[int, ...]]:
+def reference_lines(
+    num_images: int, seed: int = 5, epoch: int = 2, crop_pixels: int = 4, flip: bool = True
+) -> list[tuple[int, ...]]:
     """Return the same for a whole epoch, in Python's integers, from DESIGN.md's formulas."""
     raw = np.random.Philox(key=seed + (epoch << 64)).random_raw(2 * num_images)
     words = [int(word) for word in raw]
     order = sorted(range(num_images), key=lambda row: words[row])
+    span, p = 2 * crop_pixels + 1, crop_pixels
     return [
-        (row, row % 10, word % 9 - 4, (word >> 16) % 9 - 4, word >> 63)
+        (row, row % 10, word % span - p, (word >> 16) % span - p, (word >> 63) * flip)
         for row in order
         for word in [words[num_images + row]]
     ]
@@ -97,6 +100,15 @@ def test_augmentation_has_golden_values() -> None:
     assert (drawn.dy.dtype, drawn.dx.dtype, drawn.flip.dtype) == (np.int32, np.int32, np.bool_)
 
 
+def test_crops_of_other_sizes_have_golden_values() -> None:
+    small, large = plan_augmentation(7, 3, 6, 1, flip=False), plan_augmentation(7, 3, 6, 8)
+
+    assert small.dy.tolist() == [0, 0, -1, 0, 0, 0]
+    assert large.dx.tolist() == [4, -4, 8, -5, 5, -5]
+    assert not small.flip.any()
+    assert large.flip.tolist() == plan_augmentation(7, 3, 6).flip.tolist()
+
+
 @settings(deadline=None, max_examples=50)
 @given(seed=SEEDS, epoch=EPOCHS, num_images=st.integers(0, 300))
 def test_order_is_a_permutation(seed: int, epoch: int, num_images: int) -> None:
@@ -111,11 +123,22 @@ def test_argsort_of_words_is_numpys_stable_one(words: list[int]) -> None:
     assert argsort_words(array).tolist() == np.argsort(array, kind="stable").tolist()
 
 
-@given(seed=SEEDS, epoch=EPOCHS, num_images=st.integers(1, 200))
-def test_an_epoch_follows_the_formulas(seed: int, epoch: int, num_images: int) -> None:
-    ranks = plan_ranks(num_images, 1, seed=seed, epoch=epoch)
+@given(
+    seed=SEEDS,
+    epoch=EPOCHS,
+    num_images=st.integers(1, 200),
+    crop_pixels=st.integers(0, 8),
+    flip=st.booleans(),
+)
+def test_an_epoch_follows_the_formulas(
+    seed: int, epoch: int, num_images: int, crop_pixels: int, flip: bool
+) -> None:
+    augmentation = {"crop_pixels": crop_pixels, "flip": flip}
 
-    assert valid_lines(ranks) == reference_lines(num_images, seed, epoch)
+    ranks = plan_ranks(num_images, 1, seed=seed, epoch=epoch, **augmentation)
+
+    assert valid_lines(ranks) == reference_lines(num_images, seed, epoch, crop_pixels, flip)
+    assert (ranks[0].dy.dtype, ranks[0].dx.dtype, ranks[0].flip.dtype) == ("i4", "i4", "?")
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -106,6 +106,7 @@ def test_recipe_fast_is_the_default() -> None:
         ("batch_size", -1, "batch_size must be at least 0, got -1"),
         ("learning_rate", float("nan"), "learning_rate must be at least 0, got nan"),
         ("dropout", 1.0, "dropout must be at least 0 and under 1, got 1.0"),
+        ("crop_pixels", 9, "crop_pixels must be a whole number from 0 to 8, got 9"),
         ("limit_steps", 0, "limit_steps must be at least 1, got 0"),
         ("target_top1", 46.5, "target_top1 must be 0 to 1, got 46.5"),
         ("sizes", (), "sizes and size_shares must be as many, got 0 and 1; pass both"),

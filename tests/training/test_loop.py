@@ -38,11 +38,17 @@ def make_config(make_config: Callable[..., TrainConfig]) -> Callable[..., TrainC
 def run_training(config: TrainConfig, dataset: PackedDataset) -> tuple[Training, list[StepReport]]:
     """Train without evaluating: validation top-1 counts the epochs."""
     training = open_training(config, dataset, CPU, rank=0)
+    return training, go_on(training)
+
+
+def go_on(training: Training) -> list[StepReport]:
+    """Train what is left of a run, as above."""
+    run = RunFolder(training.config.out)
     reports: list[StepReport] = []
-    for metrics in train(training, RunFolder(config.out), reports.append):
+    for metrics in train(training, run, reports.append):
         scored = replace(metrics, val_loss=0.0, val_top1=metrics.epoch / 10, val_top5=1.0)
-        finish_epoch(training, RunFolder(config.out), scored)
-    return training, reports
+        finish_epoch(training, run, scored)
+    return reports
 
 
 def test_training_learns_what_tells_the_classes_apart(
@@ -110,6 +116,22 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
     assert [metrics.train_loss for metrics in resumed.history] == [
         metrics.train_loss for metrics in whole.history
     ]
+
+
+def test_a_run_that_is_gone_on_with_in_one_process_ends_with_the_same_weights(
+    color_dataset: PackedDataset, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    whole, _ = run_training(make_config(out=tmp_path / "whole", epochs=1), color_dataset)
+    config = make_config(out=tmp_path / "parts", epochs=1)
+    training, _ = run_training(replace(config, limit_steps=2), color_dataset)
+
+    for limit_steps in (3, None):
+        training.config = replace(training.config, limit_steps=limit_steps)
+        go_on(training)
+
+    assert training.step == whole.step == 5
+    for name, weights in whole.model.state_dict().items():
+        assert torch.equal(weights, training.model.state_dict()[name]), name
 
 
 def test_two_runs_of_one_seed_are_bit_equal_and_another_seed_differs(
@@ -340,6 +362,22 @@ def test_what_a_run_depends_on_cannot_change_when_it_goes_on(
 
     with pytest.raises(ValueError, match=f"{field} must stay .* within a run, got {value!r}"):
         open_training(changed, color_dataset, CPU, rank=0)
+
+
+def test_crop_and_flip_are_as_asked_for_and_stay_with_the_run(
+    color_dataset: PackedDataset, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config(crop_pixels=2, flip=False)
+
+    plan = open_training(config, color_dataset, CPU, rank=0).loader.plan
+    stored = read_run_config(config.out)
+
+    assert (plan.augment, plan.crop_pixels, plan.flip) == (True, 2, False)
+    assert (stored.augment, stored.crop_pixels, stored.flip) == (True, 2, False)
+    for changes in ({"crop_pixels": 4}, {"flip": True}):
+        changed = replace(config, resume=True, **changes)
+        with pytest.raises(ValueError, match=f"{next(iter(changes))} must stay .* within a run"):
+            open_training(changed, color_dataset, CPU, rank=0)
 
 
 def test_other_settings_change_when_it_goes_on_and_are_stored(

@@ -8,6 +8,7 @@ count, so the result does not depend on batch size or world size. Always in eval
 read from the device before the end, so the host runs ahead of it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,15 @@ import numpy as np
 import torch
 import torch.distributed
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import BatchLoader, resize_images
 from tinyvgg.loading.open import channel_triple, is_distributed
-from tinyvgg.model import Network, build_network
+from tinyvgg.model import ARCHS, Network, build_network
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES
-from tinyvgg.training.checkpoint import read_checkpoint
+from tinyvgg.training.checkpoint import NetworkFields, parse_fields, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ def evaluate_network(
     num_bins = num_classes * num_classes + 1
     confusion = torch.zeros(num_bins, dtype=torch.int64, device=device)
     top5_hits = torch.zeros((), dtype=torch.int64, device=device)
-    loss_sum = torch.zeros((), dtype=torch.float32, device=device)
+    losses: list[Tensor] = []
     for batch in loader.epoch(0):
         images = batch.images if pixels is None else resize_images(batch.images, pixels)
         with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             logits = network.compute_logits(images)
         logits, labels = logits.float(), batch.labels
-        loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum")  # without padding
+        losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))  # padding's: 0
         best = logits.topk(min(5, num_classes), dim=1).indices
         top5_hits += (best == labels[:, None]).sum()
         pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
@@ -114,16 +115,31 @@ def evaluate_network(
         advance(batch.num_valid)
     network.train(was_training)
     if is_distributed():
-        for sums in (confusion, top5_hits, loss_sum):
+        for sums in (confusion, top5_hits):
             torch.distributed.all_reduce(sums)
     matrix = confusion[:-1].view(num_classes, num_classes).cpu().numpy()
     num_images = int(matrix.sum())
     return Evaluation(
-        loss=loss_sum.item() / num_images,
+        loss=_sum_over_ranks(torch.cat(losses)) / num_images,
         top1=int(np.trace(matrix)) / num_images,
         top5=top5_hits.item() / num_images,
         confusion=matrix,
     )
+
+
+def _sum_over_ranks(values: Tensor) -> float:
+    """Return the sum of all ranks' values, exact until it is rounded once.
+
+    So it depends neither on batch size or world size nor on the order in which a device adds.
+
+    Args:
+        values: float32 [n], 4 bytes an image; every rank has as many, padding included.
+    """
+    parts = [values]
+    if is_distributed():
+        parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, values)
+    return math.fsum(torch.cat(parts).tolist())
 
 
 @dataclass(frozen=True)
@@ -150,22 +166,45 @@ def read_network(path: Path, device: torch.device) -> TrainedNetwork:
     """Read the network of a checkpoint.
 
     Raises:
-        CheckpointError: missing, damaged, or not a checkpoint of a network.
+        CheckpointError: missing, damaged, not a checkpoint of a network, or of one that diverged.
     """
-    checkpoint = read_checkpoint(path, device)
-    try:
-        model = build_network(checkpoint["arch"], len(checkpoint["class_folders"]))
-        model.load_state_dict(checkpoint["model"])
-        return TrainedNetwork(
-            model.to(device).eval(),
-            checkpoint["class_folders"],
-            channel_triple(checkpoint["mean"]),
-            channel_triple(checkpoint["std"]),
-            checkpoint["amp"],
-            checkpoint["pixels"],
+    fields = parse_fields(path, read_checkpoint(path, device), NetworkFields, "network")
+    limits = ARCHS[fields.arch]
+    if not limits.min_pixels <= fields.pixels <= limits.max_pixels:
+        raise CheckpointError(
+            f"{path}: holds no network (pixels {fields.pixels:,}, {fields.arch} takes "
+            f"{limits.min_pixels} to {limits.max_pixels}); use another one"
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: holds no network ({error}); use another one") from error
+    with torch.device("meta"):  # shapes only: nothing is allocated for what does not fit
+        expected = build_network(fields.arch, len(fields.class_folders)).state_dict()
+    if (misfit := _find_misfit(fields.model, expected)) is not None:
+        raise CheckpointError(f"{path}: {misfit}; use another one, previous.pt say")
+    model = build_network(fields.arch, len(fields.class_folders))
+    model.load_state_dict(fields.model)
+    return TrainedNetwork(
+        model.to(device).eval(),
+        fields.class_folders,
+        channel_triple(fields.mean),
+        channel_triple(fields.std),
+        fields.amp,
+        fields.pixels,
+    )
+
+
+def _find_misfit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
+    """Say in one line why tensors are not the weights of a network, or None if they are."""
+    odd = sorted(found.keys() ^ expected.keys())
+    if odd:
+        return f"weights are of another network ({len(odd):,} names differ, {odd[0]!r} first)"
+    for name, tensor in found.items():
+        shape, needed = list(tensor.shape), list(expected[name].shape)
+        if shape != needed:
+            return f"weight {name!r} is {shape}, needed {needed}"
+        if tensor.layout != torch.strided or tensor.dtype != expected[name].dtype:
+            return f"weight {name!r} is {tensor.dtype}, needed {expected[name].dtype}"
+        if not tensor.isfinite().all():
+            return f"weight {name!r} is NaN or infinite, so the run had diverged"
+    return None
 
 
 def check_classes(trained: TrainedNetwork, dataset: PackedDataset) -> None:

@@ -61,7 +61,7 @@ class BatchLoader(Protocol):
         """Yield an epoch from its start."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield what is left of the current epoch; the next call goes on with the next one."""
+        """Yield the current epoch, its rest after `load_state_dict`; a finished one moves on."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands: four JSON fields, under 1 kB."""

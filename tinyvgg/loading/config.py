@@ -1,11 +1,15 @@
 """What a loader can be told. No torch here, so that `--help` is instant."""
 
 import math
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, SupportsIndex
 
 BACKENDS = ("auto", "dali", "torch", "resident")
 Backend = Literal["auto", "dali", "torch", "resident"]
+CROP_PIXELS, MAX_CROP_PIXELS = 4, 8  # by default, and at most
+BOUNDS = {"mean": "3 values from 0 to 1", "std": "3 values above 0"}
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,17 @@ class LoaderConfig:
     shuffle: bool | None = None
     """Whether to shuffle; by default train is shuffled and val is not."""
     augment: bool | None = None
-    """Whether to crop (up to 4 pixels off) and flip; by default train is and val is not."""
+    """Whether to crop and flip at all; by default train is and val is not."""
+    crop_pixels: int = CROP_PIXELS
+    """Pixels a crop is off at most, 0 to 8, in images that are augmented; 0: no crops."""
+    flip: bool = True
+    """Whether every other image is mirrored, of those that are augmented."""
     drop_last: bool | None = None
     """Whether images beyond the last full batch sit out; by default so in train only."""
-    mean: tuple[float, float, float] | None = None
-    """Mean per channel on the 0-to-1 scale, instead of the train split's."""
-    std: tuple[float, float, float] | None = None
-    """Standard deviation per channel on the 0-to-1 scale, instead of the train split's."""
+    mean: Iterable[float] | None = None
+    """Mean per channel on the 0-to-1 scale, instead of the train split's; becomes a tuple."""
+    std: Iterable[float] | None = None
+    """Standard deviation per channel on that scale, instead of the train split's; a tuple, too."""
 
     def __post_init__(self) -> None:
         """Refuse what no loader can do."""
@@ -37,11 +45,41 @@ class LoaderConfig:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be at least 0 and under 2^64, got {self.seed}")
-        if self.mean is not None and not (
-            len(self.mean) == 3 and all(0 <= value <= 1 for value in self.mean)
-        ):
-            raise ValueError(f"mean must be 3 values from 0 to 1, got {self.mean}")
-        if self.std is not None and not (
-            len(self.std) == 3 and all(0 < value < math.inf for value in self.std)
-        ):
-            raise ValueError(f"std must be 3 values above 0, got {self.std}")
+        mean, std = (_read_triple(name, getattr(self, name)) for name in ("mean", "std"))
+        if mean is not None and not all(0 <= value <= 1 for value in mean):
+            raise ValueError(f"mean must be {BOUNDS['mean']}, got {mean}")
+        if std is not None and not all(0 < value < math.inf for value in std):
+            raise ValueError(f"std must be {BOUNDS['std']}, got {std}")
+        object.__setattr__(self, "crop_pixels", read_crop_pixels(self.crop_pixels))
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+
+
+def read_crop_pixels(value: SupportsIndex) -> int:
+    """Return the pixels that crops may be off by, of whatever integer type.
+
+    Raises:
+        ValueError: it is not a whole number from 0 to 8.
+    """
+    try:
+        crop_pixels = operator.index(value)
+        if not 0 <= crop_pixels <= MAX_CROP_PIXELS:
+            raise ValueError(f"{crop_pixels} is out of range")
+    except (TypeError, ValueError) as error:
+        message = f"crop_pixels must be a whole number from 0 to {MAX_CROP_PIXELS}, got {value}"
+        raise ValueError(message) from error
+    return crop_pixels
+
+
+def _read_triple(name: str, values: Any) -> tuple[float, float, float] | None:
+    """Return an array, a list, a tensor or any other three numbers as a tuple of floats."""
+    if values is None:
+        return None
+    try:
+        if getattr(values, "ndim", 1) != 1:  # numpy would take [[1.0]] for a number
+            raise TypeError(f"{name} has {values.ndim} dimensions")
+        red, green, blue = map(float, values)
+    except (TypeError, ValueError) as error:
+        found = " ".join(str(values).split())
+        raise ValueError(f"{name} must be {BOUNDS[name]}, got {found}") from error
+    return red, green, blue

@@ -38,7 +38,7 @@ from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading.batch import Batch, Normalization
 from tinyvgg.loading.host_kernel import copy_inside
 from tinyvgg.loading.pinned import AcceleratorRuntime, DevicePlan
-from tinyvgg.loading.plan import MAX_OFFSET, EpochPlanner, LoaderState, RankEpoch
+from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
 from tinyvgg.shards.store import Split
 
 try:
@@ -74,9 +74,9 @@ def define_pipeline(
     """Define the graph; the same operator for CUDA and for the CPU.
 
     Args:
-        feed: called with the iteration, from 0; returns images uint8 [b, H + 8, W + 8, 3], and of
-            each the top and left of its crop, float32 [b], 0 to 1, and its flip, int32 [b].
-            Without crop and flip only images, uint8 [b, H, W, 3].
+        feed: called with the iteration, from 0; returns images uint8 [b, H + 2 p, W + 2 p, 3], p
+            the `crop_pixels` of the plan, and of each the top and left of its crop, float32 [b], 0
+            to 1, and its flip, int32 [b]. Without crop and flip only images, uint8 [b, H, W, 3].
         device: CUDA, with its number or without, or the CPU.
         batch_size: b, of this rank.
         image_shape: (H, W, 3).
@@ -111,7 +111,7 @@ def define_pipeline(
         if is_augmented:
             top, left, flip = crops
             arguments |= {"crop": (height, width), "crop_pos_y": top, "crop_pos_x": left}
-            arguments |= {"mirror": flip}
+            arguments |= {"mirror": flip, "rounding": "round"}
         if dtype != torch.uint8:
             arguments["mean"] = [255 * mean for mean in normalization.mean]
             arguments["std"] = [255 * std for std in normalization.std]
@@ -144,7 +144,7 @@ class Feed:
     ) -> None:
         self.split = split
         self.plan = plan
-        self.margin = MAX_OFFSET if plan.augment else 0
+        self.margin = plan.crop_pixels if plan.augment else 0
         self.is_pinned = device.type == "cuda"
         height, width, channels = image_shape
         shape = (height + 2 * self.margin, width + 2 * self.margin, channels)
@@ -192,10 +192,8 @@ class Feed:
             self.gathered = iteration + 1, job
         inputs: list[Any] = []
         if planned.is_augmented:
-            # eighths of the way, which float32 holds exactly
             inputs = [
-                ((offset[step] + MAX_OFFSET) / (2 * MAX_OFFSET)).astype(np.float32)
-                for offset in (planned.dy, planned.dx)
+                crop_positions(offset[step], self.margin) for offset in (planned.dy, planned.dx)
             ]
             inputs.append(planned.flip[step].astype(np.int32))
         self.held[slot] = inputs
@@ -208,6 +206,19 @@ class Feed:
         if self.released[slot] is not None:
             self.released[slot].synchronize()  # two batches old: done long ago
         copy_inside(self.split.row_addresses[rows], self.margin, self.slots[slot])
+
+
+def crop_positions(offsets: NDArray[np.int32], margin: int) -> NDArray[np.float32]:
+    """Return where crops begin as shares of the way, which DALI multiplies by 2 p and rounds.
+
+    Rounded to float32, a share of at most 1 is off by 2^-25; times 2 p, at most 16, by 2^-21: far
+    from the half pixel at which another whole number would come out.
+
+    Args:
+        offsets: int32 [b], -p to p.
+        margin: p, pixels on every side of an image; 0: there is no way to go.
+    """
+    return ((offsets + margin) / max(2 * margin, 1)).astype(np.float32)
 
 
 _running: "weakref.WeakSet[EndlessPipeline]" = weakref.WeakSet()

@@ -9,7 +9,8 @@ was asked for by name and cannot run is an error.
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.loading.resident import ResidentSource
-from tinyvgg.shards.store import PackedDataset, Split
+from tinyvgg.shards.store import PackedDataset, Split, open_dataset
 
 logger = logging.getLogger("tinyvgg")
 
@@ -30,7 +31,7 @@ SPARE_BYTES = 2 * 2**30  # left free on the device for network and activations
 
 
 def open_loader(
-    dataset: PackedDataset,
+    dataset: PackedDataset | str | os.PathLike[str],
     split: str,
     config: LoaderConfig | None = None,
     *,
@@ -42,18 +43,26 @@ def open_loader(
     Rank and world size come from `torch.distributed` where it is initialized.
 
     Args:
-        dataset: from `open_dataset`.
+        dataset: from `open_dataset`, or the folder that it opens.
         split: "train" or "val".
         config: batch size, seed, backend and so on; the defaults if None.
         device: where batches go.
         dtype: of the images: float32, bfloat16, float16 (normalized), or uint8 (as stored).
 
     Raises:
+        TypeError: `dataset` is neither.
         ValueError: a parameter that no loader can follow.
         BackendUnavailable: the device, or the backend that `config` names, cannot be used here.
-        ShardError: the split is empty.
+        ShardError: the split is empty, or the folder holds no data set.
     """
     config = config or LoaderConfig()
+    if isinstance(dataset, str | os.PathLike):
+        dataset = open_dataset(dataset)
+    if not isinstance(dataset, PackedDataset):
+        raise TypeError(
+            "dataset must be a packed folder or what open_dataset returns, "
+            f"got {type(dataset).__name__}"
+        )
     opened = dataset.split(split)
     target = _find_device(torch.device(device))
     if dtype not in DTYPES:
@@ -63,9 +72,9 @@ def open_loader(
         raise ShardError(f"{dataset.folder}: split {split!r} has no images; pack it again")
     record = dataset.manifest.splits.train
     normalization = Normalization(
-        config.mean or channel_triple(record.mean),
+        channel_triple(config.mean or record.mean),
         # a channel without variation is centered and left as it is
-        config.std or channel_triple([value or 1.0 for value in record.std]),
+        channel_triple(config.std or [value or 1.0 for value in record.std]),
     )
     image = dataset.manifest.image
     image_shape = (image.height, image.width, image.channels)
@@ -130,14 +139,17 @@ class Loader:
                 f"batch_size must be divisible by the world size {self.world_size}, "
                 f"got {self.batch_size}"
             )
+        augment = is_train if config.augment is None else config.augment
         self.plan = EpochPlanner(
             split.labels,
             self.batch_size,
             shuffle=is_train if config.shuffle is None else config.shuffle,
-            augment=is_train if config.augment is None else config.augment,
+            augment=augment and (config.crop_pixels > 0 or config.flip),
             drop_last=is_train if config.drop_last is None else config.drop_last,
             rank=self.rank,
             world_size=self.world_size,
+            crop_pixels=config.crop_pixels,
+            flip=config.flip,
         )
         if len(self) == 0:
             raise ValueError(
@@ -146,6 +158,7 @@ class Loader:
             )
         self.normalization = normalization
         self.state = LoaderState(config.seed, 0, 0, manifest_sha256)
+        self.is_resumed = False  # the next epoch begins inside, where `load_state_dict` says
 
     def __len__(self) -> int:
         """Return the steps of a full epoch."""
@@ -155,11 +168,14 @@ class Loader:
         """Yield an epoch from its start."""
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
-        self.state = replace(self.state, epoch=epoch, images_consumed=0)
+        self.state, self.is_resumed = replace(self.state, epoch=epoch), False
         return iter(self)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield what is left of the current epoch; the next call goes on with the next one."""
+        """Begin the current epoch, or after `load_state_dict` go on inside it; then the next."""
+        if not self.is_resumed:
+            self.state = replace(self.state, images_consumed=0)
+        self.is_resumed = False
         return self._follow(self.state)
 
     def _follow(self, state: LoaderState) -> Iterator[Batch]:
@@ -177,7 +193,7 @@ class Loader:
         return self.state.to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another loader stood.
+        """Go on where another loader stood, in the next epoch that is begun and only there.
 
         Raises:
             ShardError: the state is of another data set.
@@ -193,7 +209,7 @@ class Loader:
             )
         if not 0 <= loaded.images_consumed <= self.split.num_images or loaded.epoch < 0:
             raise ValueError(f"loader state is out of range: {state}")
-        self.state = loaded
+        self.state, self.is_resumed = loaded, True
 
 
 def is_distributed() -> bool:
@@ -201,7 +217,7 @@ def is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def channel_triple(values: Sequence[float]) -> tuple[float, float, float]:
+def channel_triple(values: Iterable[float]) -> tuple[float, float, float]:
     """Return three values, one a channel, as a tuple."""
     red, green, blue = values
     return red, green, blue

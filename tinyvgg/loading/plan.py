@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_OFFSET = 4  # pixels a crop moves at most, up, down, left and right
+from tinyvgg.loading.config import CROP_PIXELS
+
 PADDING_ID = -1
 PADDING_LABEL = -100  # what torch's cross-entropy ignores
 
@@ -27,8 +28,8 @@ class Augmentation:
     """Crop and flip of every image of a split for one epoch, by row of the split.
 
     Attributes:
-        dy: int32 [N], rows by which the crop window is moved down, -4 to 4.
-        dx: int32 [N], columns by which it is moved right, -4 to 4.
+        dy: int32 [N], rows by which the crop window is moved down, -p to p, 4 by default.
+        dx: int32 [N], columns by which it is moved right, -p to p.
         flip: bool [N], whether the cropped image is then mirrored.
     """
 
@@ -116,13 +117,23 @@ def argsort_words(words: NDArray[np.uint64]) -> NDArray[np.int64]:
     return (keys & mask).astype(np.int64)
 
 
-def plan_augmentation(seed: int, epoch: int, num_images: int) -> Augmentation:
-    """Return crop and flip of every image for an epoch."""
+def plan_augmentation(
+    seed: int, epoch: int, num_images: int, crop_pixels: int = CROP_PIXELS, *, flip: bool = True
+) -> Augmentation:
+    """Return crop and flip of every image for an epoch; neither depends on the other's setting.
+
+    Args:
+        seed: of the loader.
+        epoch: from 0.
+        num_images: of the split.
+        crop_pixels: that a crop is off at most, p.
+        flip: whether any image is mirrored.
+    """
     words = draw_words(seed, epoch, num_images)[num_images:]
-    span = np.uint64(2 * MAX_OFFSET + 1)
-    dy = (words % span).astype(np.int32) - MAX_OFFSET
-    dx = ((words >> np.uint64(16)) % span).astype(np.int32) - MAX_OFFSET
-    return Augmentation(dy, dx, (words >> np.uint64(63)).astype(np.bool_))
+    span = np.uint64(2 * crop_pixels + 1)
+    dy = (words % span).astype(np.int32) - crop_pixels
+    dx = ((words >> np.uint64(16)) % span).astype(np.int32) - crop_pixels
+    return Augmentation(dy, dx, (words >> np.uint64(63)).astype(np.bool_) & flip)
 
 
 def count_steps(num_images: int, batch_size: int, *, drop_last: bool) -> int:
@@ -139,6 +150,8 @@ def plan_rank_epoch(
     shuffle: bool,
     augment: bool,
     drop_last: bool,
+    crop_pixels: int = CROP_PIXELS,
+    flip: bool = True,
     first: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -153,6 +166,8 @@ def plan_rank_epoch(
         shuffle: whether to draw an order, or to go through the split as it is stored.
         augment: whether to draw crops and flips.
         drop_last: whether the images beyond the last full batch sit out.
+        crop_pixels: that a drawn crop is off at most.
+        flip: whether to draw flips with the crops.
         first: images of this epoch that were consumed before; the steps begin there.
         rank: of this process.
         world_size: number of processes.
@@ -167,11 +182,11 @@ def plan_rank_epoch(
     is_valid = positions < num_images
     rows = order[np.minimum(positions, num_images - 1)] if num_steps else positions
     if augment:
-        drawn = plan_augmentation(seed, epoch, num_images)
-        dy, dx, flip = drawn.dy[rows], drawn.dx[rows], drawn.flip[rows]
+        drawn = plan_augmentation(seed, epoch, num_images, crop_pixels, flip=flip)
+        dy, dx, flips = drawn.dy[rows], drawn.dx[rows], drawn.flip[rows]
     else:
         dy = dx = np.zeros(rows.shape, np.int32)
-        flip = np.zeros(rows.shape, np.bool_)
+        flips = np.zeros(rows.shape, np.bool_)
     return RankEpoch(
         rows=rows,
         ids=np.where(is_valid, rows, PADDING_ID),
@@ -179,7 +194,7 @@ def plan_rank_epoch(
         num_valid=is_valid.sum(axis=1),
         dy=dy,
         dx=dx,
-        flip=flip,
+        flip=flips,
         is_augmented=augment,
         images_consumed=np.minimum(first + (steps + 1) * batch_size, num_images),
     )
@@ -192,6 +207,7 @@ class EpochPlanner:
     Attributes:
         labels: int64 [N], of the split.
         batch_size, shuffle, augment, drop_last, rank, world_size: as in `plan_rank_epoch`.
+        crop_pixels, flip: likewise.
     """
 
     labels: NDArray[np.int64]
@@ -201,6 +217,8 @@ class EpochPlanner:
     drop_last: bool
     rank: int = 0
     world_size: int = 1
+    crop_pixels: int = CROP_PIXELS
+    flip: bool = True
     recent: dict[LoaderState, RankEpoch] = field(default_factory=dict)
 
     @property
@@ -226,6 +244,8 @@ class EpochPlanner:
                 shuffle=self.shuffle,
                 augment=self.augment,
                 drop_last=self.drop_last,
+                crop_pixels=self.crop_pixels,
+                flip=self.flip,
                 first=state.images_consumed,
                 rank=self.rank,
                 world_size=self.world_size,

@@ -11,14 +11,35 @@ network, whether it was compiled or distributed.
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from tinyvgg.durable import replace_file
 from tinyvgg.errors import CheckpointError
+from tinyvgg.training.config import Amp, ArchName
 
 FORMAT = 1
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+class NetworkFields(BaseModel):
+    """What of a checkpoint describes its network: checked like a manifest, as anybody wrote it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, strict=True)
+
+    arch: ArchName
+    class_folders: Annotated[list[str], Field(min_length=1)]
+    mean: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+    std: Annotated[
+        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)
+    ]
+    amp: Annotated[Amp, Field(pattern="^(off|bf16|fp16)$")]
+    pixels: Annotated[int, Field(ge=1)]
+    model: dict[str, Tensor]
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any], keep_as: Path | None = None) -> None:
@@ -55,3 +76,25 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a tinyvgg checkpoint of format {FORMAT}; train again")
     return checkpoint
+
+
+def parse_fields(path: Path, checkpoint: dict[str, Any], kind: type[Fields], what: str) -> Fields:
+    """Return the checked fields of a checkpoint.
+
+    Args:
+        path: of the checkpoint, for the error.
+        checkpoint: from `read_checkpoint`.
+        kind: says which fields, and of which type and range.
+        what: those fields are, for the error.
+
+    Raises:
+        CheckpointError: one is missing, or not what it must be.
+    """
+    try:
+        return kind.model_validate(checkpoint)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path}: holds no {what} ({name}: {first['msg']}); use another one"
+        ) from error

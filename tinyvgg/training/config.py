@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tinyvgg.loading.config import Backend
+from tinyvgg.loading.config import CROP_PIXELS, Backend, read_crop_pixels
 
 Amp = Literal["auto", "off", "bf16", "fp16"]
 ArchName = Literal[
@@ -68,7 +68,11 @@ class TrainConfig:
     init: Literal["he", "default"] = "he"
     """Initial weights: He's, or PyTorch's default as the reference has it."""
     augment: bool = True
-    """Crop up to 4 pixels off, and flip."""
+    """Crop and flip, as --crop-pixels and --flip say."""
+    crop_pixels: int = CROP_PIXELS
+    """Pixels a crop is off at most, 0 to 8; 0: no crops."""
+    flip: bool = True
+    """Mirror every other image."""
     statistics: Literal["packed", "reference"] = "packed"
     """Mean and std that normalize pixels: those of the packed train split, or the reference's."""
     amp: Amp = "auto"
@@ -116,6 +120,7 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be at least 0 and under 1, got {getattr(self, name)}"
                 )
+        read_crop_pixels(self.crop_pixels)
         self._check_together()
 
     def _check_together(self) -> None:

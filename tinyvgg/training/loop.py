@@ -169,6 +169,7 @@ def _train_epoch(
         _close_window(window, training)
     training.elapsed_sec += clock.lap_sec()
     if loader.state.epoch == epoch:
+        loader.load_state_dict(loader.state_dict())  # another call of `train` goes on inside it
         return None
     train_loss, train_top1 = training.epoch_meter.read()
     training.epoch_meter = Meter.on(training.device)

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from tinyvgg import __version__
 from tinyvgg.durable import replace_file
 from tinyvgg.errors import CheckpointError, DatasetError
 from tinyvgg.packing.locking import hold_lock
-from tinyvgg.training.checkpoint import read_checkpoint, write_checkpoint
+from tinyvgg.training.checkpoint import parse_fields, read_checkpoint, write_checkpoint
 from tinyvgg.training.config import TrainConfig
 
 # where the run is, and what belongs to one call of the command rather than to the run
@@ -65,6 +65,17 @@ class EpochMetrics:
     images_per_sec: float
     data_wait_share: float
     elapsed_sec: float
+
+
+class RunFields(BaseModel):
+    """Numbers of a checkpoint that a run goes on from; torch looks at its tensors itself."""
+
+    step: NonNegativeInt
+    best_top1: float
+    elapsed_sec: NonNegativeFloat
+    history: list[EpochMetrics]
+    unscored: EpochMetrics | None
+    loader: dict[str, str | NonNegativeInt]
 
 
 @dataclass(frozen=True)
@@ -164,13 +175,20 @@ class RunFolder:
             logger.warning("%s: no checkpoint yet; the run begins anew", self.path)
             return None, False
         try:
-            return read_checkpoint(self.last, device), False
+            return _read_run(self.last, device), False
         except CheckpointError as error:
             if not self.previous.exists():
                 raise
-            checkpoint = read_checkpoint(self.previous, device)
+            checkpoint = _read_run(self.previous, device)
             logger.warning("%s; going on from previous.pt, step %s", error, checkpoint.get("step"))
             return checkpoint, True
+
+
+def _read_run(path: Path, device: torch.device) -> dict[str, Any]:
+    """Return a checkpoint to go on from, its numbers checked."""
+    checkpoint = read_checkpoint(path, device)
+    fields = parse_fields(path, checkpoint, RunFields, "run to go on with")
+    return {**checkpoint, **fields.model_dump()}
 
 
 def _remove_if_empty(folder: Path) -> None:

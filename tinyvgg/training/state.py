@@ -34,7 +34,9 @@ from tinyvgg.training.summary import train_flop
 logger = logging.getLogger("tinyvgg")
 
 # steps, order, weights and optimizer state of a run depend on them from its first step on
-FIXED_FIELDS = ("arch", "batch_size", "optimizer", "seed", "augment", "statistics")
+FIXED_FIELDS = (
+    "arch", "batch_size", "optimizer", "seed", "augment", "crop_pixels", "flip", "statistics",
+)  # fmt: skip
 
 
 @dataclass
@@ -292,6 +294,8 @@ def open_training(
         batch_size=config.batch_size,
         seed=config.seed,
         augment=config.augment,
+        crop_pixels=config.crop_pixels,
+        flip=config.flip,
         mean=REFERENCE_MEAN if is_reference else None,
         std=REFERENCE_STD if is_reference else None,
     )

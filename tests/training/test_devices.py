@@ -1,0 +1,107 @@
+"""Ranks that lose each other: real processes on a CPU."""
+
+import multiprocessing
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+from torch import nn
+
+from tinyvgg.errors import RankError
+from tinyvgg.training.devices import joined_world
+from tinyvgg.training.signals import StopRequest, stop_request
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tinyvgg.training.devices", "tinyvgg.training.signals"])
+
+
+def add_up(stop: StopRequest) -> None:
+    torch.distributed.all_reduce(torch.ones(3))
+
+
+def take_gradients(stop: StopRequest) -> None:
+    model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+    for _ in range(3):
+        model(torch.ones(1, 2)).sum().backward()
+
+
+def ask_for_a_stop(stop: StopRequest) -> None:
+    stop.is_made()
+
+
+def leave_at_once(stop: StopRequest) -> None:
+    pass  # and meet the other rank in the barrier at the end
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise ValueError("the other rank's own error")
+
+
+def be_rank(
+    rank: int, port: int, work: Callable[[StopRequest], None], end: Callable[[], None], out: Path
+) -> None:
+    """Work in a world of two until rank 1 ends; write down what rank 0 says of it."""
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    try:
+        with joined_world(torch.device("cpu")), stop_request() as stop:
+            torch.distributed.barrier()
+            if rank == 1:
+                end()
+            work(stop)
+    except RankError as error:
+        out.write_text(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("work", "end"),
+    [
+        (add_up, be_killed),
+        (take_gradients, be_killed),
+        (ask_for_a_stop, be_killed),
+        (leave_at_once, be_killed),
+        (add_up, fail),
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_a_rank_says_in_one_line_that_another_ended(
+    tmp_path: Path, work: Callable[[StopRequest], None], end: Callable[[], None]
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    out = tmp_path / "said"
+
+    ranks = [SERVER.Process(target=be_rank, args=(rank, port, work, end, out)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+
+    assert ranks[0].exitcode == 0
+    assert ranks[1].exitcode == (-signal.SIGKILL if end is be_killed else 1)
+    said = r"another rank ended \([^/\n]+\); see its own last line, then go on with --resume"
+    assert re.fullmatch(said, out.read_text())
+
+
+def test_an_error_of_this_rank_stays_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    for name, value in {"WORLD_SIZE": "1", "RANK": "0", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+
+    with pytest.raises(RuntimeError, match="size of tensor"), joined_world(torch.device("cpu")):
+        torch.ones(2) + torch.ones(3)
