@@ -23,7 +23,7 @@ from tests.packing.test_pack import (
 )
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing import pack as packing
-from tinyvgg.packing.folders import MAX_FILE_BYTES
+from tinyvgg.packing.trees import MAX_FILE_BYTES
 from tinyvgg.shards.store import open_dataset, verify_dataset
 
 

@@ -21,7 +21,8 @@ from tinyvgg.packing.file_kinds import is_hidden, is_image
 from tinyvgg.packing.holdout import Holdout, hold_out
 from tinyvgg.packing.label_lists import LINE_END, decode_text
 from tinyvgg.packing.layouts import FoundImages, check_class_names
-from tinyvgg.packing.trees import FileTree
+from tinyvgg.packing.trees import MAX_FILE_BYTES, FileTree
+from tinyvgg.regular import read_regular_file
 
 DELIMITERS = ",;\t|"
 SPLIT_COLUMN = "split"  # taken where a file has it, if no other is named
@@ -94,7 +95,7 @@ def find_listed_images(
 def _read_list(source: str, tree: FileTree, file: Path) -> bytes:
     """Return the bytes of the list: a file as the user names it, or one inside the source."""
     if file.is_file():
-        return file.read_bytes()
+        return read_regular_file(file, MAX_FILE_BYTES)
     path = file.as_posix()
     folder, _, file_name = path.rpartition("/")
     try:

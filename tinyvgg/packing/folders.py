@@ -12,27 +12,23 @@ relative paths; only reading differs.
 
 import logging
 import os
-import struct
-import threading
-import zipfile
-import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyvgg.errors import DatasetError, naming
+from tinyvgg.errors import DatasetError
 from tinyvgg.packing.csv_list import CsvList, find_listed_images
-from tinyvgg.packing.file_kinds import count_suffixes, is_hidden
+from tinyvgg.packing.file_kinds import count_suffixes
 from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.label_lists import WORDS, read_words
 from tinyvgg.packing.layouts import FoundImages, find_images
-from tinyvgg.packing.trees import FileTree
-from tinyvgg.regular import read_regular_file
-
-MAX_FILE_BYTES = 256 * 2**20  # of one image or text; more is refused before it is read
+from tinyvgg.packing.trees import FileTree, open_tree
 
 logger = logging.getLogger("tinyvgg")
+
+
+def show_path(path: str) -> str:
+    """Return a path as UTF-8 text; other bytes are shown as backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def list_images(
         DatasetError: no known layout, a class without images, or annotations or a list that do
             not match the images.
     """
-    tree = _open_tree(source)
+    tree = open_tree(source)
     try:
         if csv_list is None:
             found = find_images(str(source), tree, holdout)
@@ -139,191 +135,3 @@ def _say_what_is_left(source: str, found: FoundImages) -> None:
             logger.warning("  %s", path)
         if len(found.unpacked) > 20:
             logger.warning("  … and %s more", f"{len(found.unpacked) - 20:,}")
-
-
-def _open_tree(source: Path) -> FileTree:
-    if source.is_dir():
-        return _Folder(source)
-    if not source.exists():
-        raise DatasetError(f"{source}: no such folder or zip; run 'tinyvgg download' or 'synth'")
-    if not source.is_file():
-        raise DatasetError(f"{source}: a FIFO, a socket or a device, expected a folder or a zip")
-    if not zipfile.is_zipfile(source):
-        raise DatasetError(f"{source}: neither a folder nor a complete zip; download it again")
-    return _Zip(source)
-
-
-class _Folder:
-    """A folder. Symbolic links are followed, each real folder once along a path."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = str(root)
-
-    def enter(self, folder: str) -> None:
-        self.root = f"{self.root}/{folder}"
-
-    def list_folder(self, folder: str) -> list[str]:
-        with os.scandir(f"{self.root}/{folder}") as entries:
-            return [f"{entry.name}/" if _is_folder(entry) else entry.name for entry in entries]
-
-    def list_files(self, folder: str) -> Iterator[str]:
-        prefix = f"{folder}/" if folder else ""
-        yield from (prefix + name for name in self.list_folder(folder) if name.endswith("/"))
-        yield from self._walk(prefix, frozenset())
-
-    def _walk(self, prefix: str, parents: frozenset[str]) -> Iterator[str]:
-        real = os.path.realpath(f"{self.root}/{prefix}")
-        if real in parents or not os.path.isdir(real):  # noqa: PTH112
-            return
-        with os.scandir(real) as entries:
-            for entry in entries:
-                path = prefix + entry.name
-                if not _is_folder(entry):
-                    yield path
-                    continue
-                try:
-                    yield from self._walk(f"{path}/", parents | {real})
-                except PermissionError:
-                    if not is_hidden(entry.name):  # lost+found is root's
-                        raise
-
-    def read_file(self, path: str) -> bytes:
-        return read_regular_file(f"{self.root}/{path}", MAX_FILE_BYTES)
-
-    def close(self) -> None:
-        pass
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # `is_dir` raises for a link to itself; such a link is a file that cannot be read
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112
-
-
-class _Zip:
-    """A zip. Members are read with one `pread` each and inflated without the GIL.
-
-    `zipfile.ZipFile.read` takes a lock and some 50 µs of Python a member; the local header in
-    front of a member's data is 30 bytes and two lengths, which is all that is needed here.
-    Names are taken as bytes, like those of a folder, whatever the UTF-8 flag says.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = path.open("rb", buffering=0)
-        self.lock = threading.Lock()
-        try:
-            members = self._read_directory(path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-            self.file.close()
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise DatasetError(f"{path}: {reason}; download it again, or zip it anew") from error
-        if any("/" in name and "/" not in info.orig_filename for name, info in members.items()):
-            logger.info("%s: its names have backslashes, as of Windows; taken for folders", path)
-        self.members = members
-        self.folders = _list_folders(members)
-
-    def enter(self, folder: str) -> None:
-        self.members = {
-            name.removeprefix(f"{folder}/"): info
-            for name, info in self.members.items()
-            if name.startswith(f"{folder}/")
-        }
-        self.folders = _list_folders(self.members)
-
-    def _read_directory(self, path: Path) -> dict[str, zipfile.ZipInfo]:
-        """Return the members by name; each must carry that name in front of its data, too.
-
-        A zip's directory has no checksum: a flipped bit would drop an image, or a hundred, or move
-        it to another class. The check costs 3 µs a member.
-        """
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-        num_bytes = path.stat().st_size
-        members = {}
-        for info in infos:
-            name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-            path_inside = _with_slashes(name.decode("utf-8", "surrogateescape"))
-            if path_inside in members and not path_inside.endswith("/"):
-                raise zipfile.BadZipFile(f"{path_inside} is in it twice")
-            if info.header_offset + info.compress_size > num_bytes:
-                raise zipfile.BadZipFile(f"{name!r} ends behind the zip's {num_bytes:,} bytes")
-            if self._pread(30 + len(name), info.header_offset)[30:] != name:
-                raise zipfile.BadZipFile(f"the zip's directory is damaged at {name!r}")
-            if b"PK\x01\x02" in info.extra or b"PK\x01\x02" in info.comment:  # the next members
-                raise zipfile.BadZipFile(f"the zip's directory is damaged behind {name!r}")
-            members[path_inside] = info
-        return members
-
-    def list_folder(self, folder: str) -> list[str]:
-        return self.folders.get(folder, [])
-
-    def list_files(self, folder: str) -> Iterator[str]:
-        prefix = f"{folder}/" if folder else ""
-        for name in self.members:
-            if name.startswith(prefix) and name != prefix:
-                yield name
-
-    def read_file(self, path: str) -> bytes:
-        info = self.members[path]
-        if info.flag_bits & 1:
-            raise DatasetError("encrypted in the zip")
-        if max(info.file_size, info.compress_size) > MAX_FILE_BYTES:
-            size = f"{max(info.file_size, info.compress_size):,} bytes"
-            raise DatasetError(f"{size} in the zip, expected at most {MAX_FILE_BYTES:,}")
-        # 30 fixed bytes, the name, and room for the extra field, which may differ from the
-        # central directory's
-        slack = 30 + len(os.fsencode(info.orig_filename)) + 64
-        data = self._pread(slack + info.compress_size, info.header_offset)
-        if data[:4] != b"PK\x03\x04":
-            raise DatasetError("damaged in the zip: no local header")
-        name_bytes, extra_bytes = struct.unpack_from("<HH", data, 26)
-        start = 30 + name_bytes + extra_bytes
-        if start > slack:
-            data, start = self._pread(info.compress_size, info.header_offset + start), 0
-        packed = data[start : start + info.compress_size]
-        if info.compress_type == zipfile.ZIP_STORED:
-            content = packed
-        elif info.compress_type == zipfile.ZIP_DEFLATED:
-            try:
-                content = zlib.decompressobj(-15).decompress(packed, info.file_size + 1)
-            except zlib.error as error:
-                raise DatasetError(f"damaged in the zip: {error}") from error
-        else:
-            raise DatasetError(
-                f"compression method {info.compress_type} in the zip, expected deflate"
-            )
-        if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
-            raise DatasetError("damaged in the zip: wrong size or CRC-32")
-        return content
-
-    def _pread(self, num_bytes: int, offset: int) -> bytes:
-        if hasattr(os, "pread"):
-            with naming(self.path):
-                return os.pread(self.file.fileno(), num_bytes, offset)
-        with naming(self.path), self.lock:
-            self.file.seek(offset)
-            return self.file.read(num_bytes)
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def _with_slashes(name: str) -> str:
-    """Return the name of a member with '/': old .NET and PowerShell 5 write backslashes."""
-    return name if "/" in name else name.replace("\\", "/")
-
-
-def _list_folders(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the names directly in each folder of a zip; those of folders end with '/'."""
-    inside: dict[str, list[str]] = defaultdict(list)
-    known = {""}
-    for name in names:
-        folder, _, file_name = name.rpartition("/")
-        if file_name:
-            inside[folder].append(file_name)
-        while folder not in known:
-            known.add(folder)
-            above, _, last = folder.rpartition("/")
-            inside[above].append(f"{last}/")
-            folder = above
-    return dict(inside)

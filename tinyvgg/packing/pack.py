@@ -15,9 +15,6 @@ Bad images are found on the first pass over a split. With `--on-bad skip` the sp
 packed again without them: they are rare, and a second pass is simpler than rows that move. A
 fault of the machine while an image is read (EIO, EMFILE, …) says nothing of that image: it ends
 the pack, also under `--on-bad skip`.
-
-The size of all images is that of most. Where 64 images spread over the train split agree, it is
-theirs; else the headers of all are read, one more pass that few sets need.
 """
 
 import contextlib
@@ -27,7 +24,6 @@ import math
 import os
 import shutil
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -40,13 +36,13 @@ from numpy.typing import NDArray
 from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.csv_list import CsvList
-from tinyvgg.packing.decode import decode_image, read_image_size
+from tinyvgg.packing.decode import decode_image
 from tinyvgg.packing.equal_files import NotingTree
-from tinyvgg.packing.folders import ImageSource, SourceImage, list_images
+from tinyvgg.packing.folders import ImageSource, SourceImage, list_images, show_path
 from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.locking import hold_lock
 from tinyvgg.packing.out_folder import check_beside, check_out, publish
-from tinyvgg.regular import is_of_the_file
+from tinyvgg.packing.sizes import find_image_format, read_image
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
     SPLITS,
@@ -62,7 +58,6 @@ from tinyvgg.shards.manifest import (
 from tinyvgg.shards.store import write_manifest, write_shard
 
 BUFFER_BYTES = 32 * 2**20  # 10 blocks of 64 x 64 images: they stay in the L3 cache
-SAMPLE_IMAGES = 64  # whose headers are read first: 3 ms
 TILE_VALUES = 128 * 768  # of `sum_channels`
 NUM_WRITERS = 2  # one hashes and writes while the other waits for fsync
 
@@ -124,10 +119,10 @@ def pack_images(
         source = _list_source(config)
         stack.callback(source.tree.close)
         noting = NotingTree(source.tree, (image.path for image in source.splits["val"]))
-        image = _image_format(source, config.resize, config.workers or _num_cores())
+        image = find_image_format(source, config.resize, config.workers or _num_cores())
         _check_space(out, source, image)
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)
             noted = replace(source, tree=noting)
             splits = _Packer(config, noted, image, partial, start_split).pack()
             bad_files = [
@@ -137,7 +132,7 @@ def pack_images(
                 remedy = "mend or remove them, or leave them out with --on-bad skip"
                 raise DatasetError(bad_files_text(source.name, bad_files, remedy))
             classes = [
-                ClassRecord(folder=_printable(folder), words=words)
+                ClassRecord(folder=show_path(folder), words=words)
                 for folder, words in zip(source.class_folders, source.class_words, strict=True)
             ]
             manifest = Manifest(
@@ -176,7 +171,7 @@ class _Packer:
             for split, shards in written.items():
                 bad = [item for shard in shards for item in shard.bad_files]
                 skipped[split] += [
-                    SkippedFile(path=_printable(image.path), reason=reason) for image, reason in bad
+                    SkippedFile(path=show_path(image.path), reason=reason) for image, reason in bad
                 ]
                 if bad and self.config.on_bad == "skip":
                     again[split] = self._drop_images(split, todo[split], bad)
@@ -193,7 +188,7 @@ class _Packer:
         left = [image for image in images if image.path not in dropped]
         if len(left) < len(bad):
             title = f"{self.source.name}: {len(bad):,} of {len(images):,} {split} images are bad"
-            reasons = [(_printable(image.path), reason) for image, reason in bad]
+            reasons = [(show_path(image.path), reason) for image, reason in bad]
             raise DatasetError(
                 bad_files_text(title, reasons, "so many are not skipped, mend or remove them")
             )
@@ -261,11 +256,11 @@ class _Packer:
         resize = self.config.resize is not None
         for pixels, image in zip(buffer, rows, strict=False):
             try:
-                decode_image(_read_image(self.source, image), pixels, resize=resize)
+                decode_image(read_image(self.source, image), pixels, resize=resize)
             except DatasetError as error:
                 bad_files.append((image, str(error)))
             except MemoryError as error:
-                raise OSError(errno.ENOMEM, "out of memory", _printable(image.path)) from error
+                raise OSError(errno.ENOMEM, "out of memory", show_path(image.path)) from error
         images = buffer[: len(rows)]
         return _Block(images, buffer, sum_channels(images), bad_files)
 
@@ -308,21 +303,6 @@ def _count_rows(image_bytes: int, num_decoders: int) -> int:
     return num_rows
 
 
-def _read_image(source: ImageSource, image: SourceImage) -> bytes:
-    """Return the bytes of an image.
-
-    Raises:
-        DatasetError: the file is none that can be read.
-        OSError: the machine cannot read it.
-    """
-    try:
-        return source.tree.read_file(image.path)
-    except OSError as error:
-        if is_of_the_file(error):
-            raise DatasetError(error.strerror or str(error)) from error
-        raise
-
-
 def _list_source(config: PackConfig) -> ImageSource:
     holdout = None if config.val_share is None else Holdout(config.val_share, config.seed)
     csv_list = None
@@ -335,7 +315,7 @@ def _list_source(config: PackConfig) -> ImageSource:
 def _warn_of_equal(name: str, val_paths: list[str], val: SplitRecord) -> None:
     """Count the packed val images whose files are those of train images, byte for byte."""
     skipped = {file.path for file in val.skipped}
-    paths = [path for path in val_paths if _printable(path) not in skipped]
+    paths = [path for path in val_paths if show_path(path) not in skipped]
     if paths:
         logger.warning(
             "%s: %s of %s val images are in train too, byte for byte (%s), so scores are not of "
@@ -343,7 +323,7 @@ def _warn_of_equal(name: str, val_paths: list[str], val: SplitRecord) -> None:
             name,
             f"{len(paths):,}",
             f"{val.num_images:,}",
-            ", ".join(map(_printable, paths[:3])) + (", …" if len(paths) > 3 else ""),
+            ", ".join(map(show_path, paths[:3])) + (", …" if len(paths) > 3 else ""),
         )
 
 
@@ -402,54 +382,6 @@ def _mean_std(sums: NDArray[np.int64], num_pixels: int) -> tuple[list[float], li
     return mean, std
 
 
-def _image_format(source: ImageSource, resize: int | None, num_threads: int) -> ImageFormat:
-    """Return the size every image must have: that of most train images that can be read.
-
-    Raises:
-        DatasetError: no image can be read, or no size is that of more than half.
-    """
-    if resize is not None:
-        return ImageFormat(height=resize, width=resize)
-    images = source.splits["train"]
-    num_sampled = min(SAMPLE_IMAGES, len(images))
-    sample = [images[len(images) * place // num_sampled] for place in range(num_sampled)]
-    sizes, bad_files = _count_sizes(source, sample, num_threads)
-    if len(sizes) != 1 and num_sampled < len(images):
-        sizes, bad_files = _count_sizes(source, images, num_threads)
-    if not sizes:
-        title = f"{source.name}: no train image can be read"
-        raise DatasetError(bad_files_text(title, bad_files, "are these images?"))
-    (height, width), num_images = sizes.most_common(1)[0]
-    if 2 * num_images <= sizes.total():
-        most = ", ".join(f"{n:,} of {w}x{h}" for (h, w), n in sizes.most_common(3))
-        raise DatasetError(
-            f"{source.name}: train images of {len(sizes):,} sizes, {most} and so on, expected one "
-            "size that most of them have; pack with --resize"
-        )
-    return ImageFormat(height=height, width=width)
-
-
-def _count_sizes(
-    source: ImageSource, images: list[SourceImage], num_threads: int
-) -> tuple[Counter[tuple[int, int]], list[tuple[str, str]]]:
-    """Count the (height, width) of some images by their headers, and list what has none."""
-
-    def read_size(image: SourceImage) -> tuple[int, int] | str:
-        try:
-            return read_image_size(_read_image(source, image))
-        except DatasetError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(num_threads) as pool:
-        found = list(pool.map(read_size, images))
-    bad_files = [
-        (_printable(image.path), size)
-        for image, size in zip(images, found, strict=True)
-        if isinstance(size, str)
-    ]
-    return Counter(size for size in found if not isinstance(size, str)), bad_files
-
-
 def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
     needed = sum(len(images) for images in source.splits.values()) * (image.num_bytes + 8)
     parent = next(folder for folder in out.parents if folder.exists())
@@ -465,8 +397,3 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _printable(path: str) -> str:
-    """Return a path as UTF-8 text; other bytes are shown as backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
