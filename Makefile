@@ -11,12 +11,13 @@ GIVEN := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 GPU_PYTHON := $(or $(GIVEN),$(BIN)/python)
 GPU_SECONDS ?= 600
 
-.PHONY: help setup check fix test demo bench records gpu-check
+.PHONY: help setup check fix test test-long demo bench records gpu-check
 help:
 	@echo 'make setup         .venv with torch, tinyvgg and its development tools'
 	@echo 'make demo          make images, pack, train, score: 3 minutes on 2 cores'
 	@echo 'make demo DATA=x   the same on real folders or a zip (EPOCHS=1)'
-	@echo 'make test [K=x]    all tests, or those whose name matches x'
+	@echo 'make test [K=x]    the tests, or those whose name matches x'
+	@echo 'make test-long     the tests that take long, and no others'
 	@echo 'make check         formatting, lint, types: changes nothing'
 	@echo 'make fix           formatting and lint, writing'
 	@echo 'make bench         images/sec of every stage on this machine'
@@ -44,7 +45,10 @@ fix: setup
 	$(BIN)/ruff check --fix .
 
 test: setup
-	$(BIN)/pytest -q $(if $(K),-k '$(K)')
+	$(BIN)/pytest -q $(if $(K),-k '$(K)',-m 'not long')
+
+test-long: setup
+	$(BIN)/pytest -q -m long
 
 # Fails under 90 % on the synthetic images; real images may score anything.
 demo: setup

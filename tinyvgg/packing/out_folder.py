@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError
-from tinyvgg.shards.store import MANIFEST_NAME, is_system_file
+from tinyvgg.shards.store import MANIFEST_NAME
 
 
 def check_beside(given: Path, out: Path) -> None:
@@ -59,11 +59,7 @@ def check_out(given: Path, out: Path, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise DatasetError(f"{given}: exists already; pass --overwrite to replace it")
-    others = sorted(
-        path.name
-        for path in out.iterdir()
-        if path.suffix not in (".npy", ".json") and not is_system_file(path.name)
-    )
+    others = sorted(path.name for path in out.iterdir() if path.suffix not in (".npy", ".json"))
     if others:
         raise DatasetError(
             f"{given}: also holds {others[0]!r}, which pack did not write; move it elsewhere"
