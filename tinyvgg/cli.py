@@ -602,6 +602,8 @@ def raising_signals() -> Iterator[None]:
     """Raise what would end the process without a word; what is ignored or handled stays so."""
 
     def handle(number: int, frame: object) -> None:
+        for other in numbers:  # cleaning up is not to be cut short
+            signal.signal(other, signal.SIG_IGN)
         raise EndedBySignal(number)
 
     is_main = threading.current_thread() is threading.main_thread()  # others may set no handler

@@ -5,135 +5,223 @@ To:   `pack`, which gives the row of a shard to fill.
 
 A plain JPEG goes through simplejpeg (libjpeg-turbo): 1.4 times torchvision and 5 times Pillow
 on two threads, and it lets go of the GIL; a test holds its pixels equal to Pillow's. Anything
-else, and any JPEG that simplejpeg finds odd, is Pillow's. EXIF rotation is ignored, as in
-ImageFolder.
+else is Pillow's: what Pillow reads is packed, what it does not read is bad, whatever the suffix
+says. EXIF rotation is ignored, as in ImageFolder.
 
-Promises:
-* The bytes say what an image is, whatever its suffix; Pillow's decoders are those of `FORMATS` and
-  no others, because some of the others start programs (EPS: Ghostscript) or read other files.
-* Whatever a decoder raises means a bad image. So does what libjpeg warns of as corrupt: Pillow
-  would decode such an image, to pixels that nobody meant.
-* Headers are read first: an image of more than `MAX_PIXELS` is refused before memory is taken, so
-  that a decoding thread needs under 1 GiB, and 10 bytes a pixel, whatever a file claims.
+Promises, whatever the bytes are:
+  * only the decoders of `FORMATS` see them. Pillow knows some forty more, one of which starts
+    Ghostscript on what looks like PostScript; no decoder here starts a program;
+  * damage is never forgiven. Pillow overlooks what libjpeg warns of (a bad code, bytes too many
+    or too few) and fills the rest with gray; so a JPEG with a warning is bad, though Pillow
+    would read it, and so is a TIFF with an error (`tiff_errors`). Only of a JPEG whose
+    subsampling TurboJPEG has no name for (3 to 1, say) are no warnings known: there Pillow's
+    word has to do;
+  * the size stands in the header, and over `MAX_PIXELS` or `MAX_SIDE` an image is refused before
+    memory is taken for it. All threads together take at most `MEMORY_BYTES`, or what one image
+    alone needs, `WORKING_BYTES` a pixel: under 2.2 GB;
+  * a file that cannot be decoded is a `DatasetError`, whatever its decoder raised. Only what the
+    machine lacks (memory, open files) stays an error of the machine.
 """
 
 import io
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    MpoImagePlugin,  # noqa: F401 - the JPEG plugin's, for several images in one file
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from tinyvgg.errors import DatasetError
+from tinyvgg.packing.tiff_errors import tiff_errors_raised
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "AVIF", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 89_478_485  # Pillow's own bound, 256 MiB of RGB, from which on it warns
-CORRUPT = ("Corrupt JPEG data", "Premature end of JPEG")  # of libjpeg's warnings; others are mild
+# Imported by name and at once: asked for a decoder that is not there, Pillow imports all it has,
+# and an import in the middle of a pack may meet a machine that has no files left to open.
+FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        BmpImagePlugin.BmpImageFile,
+        GifImagePlugin.GifImageFile,
+        PpmImagePlugin.PpmImageFile,
+        TiffImagePlugin.TiffImageFile,
+        WebPImagePlugin.WebPImageFile,
+        AvifImagePlugin.AvifImageFile,
+    )
+)
+MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB: where Pillow begins to warn of bombs
+MAX_SIDE = 65_535  # of a JPEG, and of a shard's image
+MEMORY_BYTES = 2**30
+WORKING_BYTES = 24  # a pixel, at the worst: an animated WebP's canvases, then RGBA, RGB, an array
+JPEG_WORKING_BYTES = 8  # a pixel: the coefficients of a progressive one
+SMALL_PIXELS = 2**20  # below this, memory is not counted
+JPEG_START = b"\xff\xd8"
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
+UNNAMED_SUBSAMPLING = "Could not determine subsampling"
+
+
+class _MemoryBudget:
+    """Bytes that decoding may take at once; who wants more than all of them waits to be alone."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = self.free_bytes = num_bytes
+        self.changed = threading.Condition()
+
+    def taken(self, num_pixels: int, bytes_per_pixel: int) -> AbstractContextManager[None]:
+        """Wait for memory, and hold it for the length of a `with` block."""
+        if num_pixels <= SMALL_PIXELS:
+            return nullcontext()
+        return self._taken(min(num_pixels * bytes_per_pixel, self.num_bytes))
+
+    @contextmanager
+    def _taken(self, wanted: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: self.free_bytes >= wanted)
+            self.free_bytes -= wanted
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free_bytes += wanted
+                self.changed.notify_all()
+
+
+_memory = _MemoryBudget(MEMORY_BYTES)
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs odd TIFF tags, to stderr
 
 
 def read_image_size(data: bytes) -> tuple[int, int]:
     """Return (height, width) in pixels, from the header alone.
 
     Raises:
-        DatasetError: not an image, or larger than `MAX_PIXELS`.
+        DatasetError: not an image, or one that is too large.
     """
     with _open_image(data) as image:
         return image.height, image.width
 
 
 def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False) -> None:
-    """Decode an image into `pixels`; of an animation, its first frame.
+    """Decode an image into `pixels`.
 
     Args:
-        data: the bytes of a JPEG, PNG, BMP, WebP, AVIF, GIF, TIFF, PPM or PGM file.
+        data: the bytes of a JPEG, PNG, BMP, WebP, AVIF, GIF (its first frame), TIFF or PNM file.
         pixels: uint8 [H, W, 3], C order, filled with RGB.
         resize: scale the shorter side to H = W and cut out the center, as torchvision's
             Resize and CenterCrop do on a Pillow image.
 
     Raises:
-        DatasetError: not an image, damaged, or of another size than H x W. The text says what
-            was found; the caller knows the path.
-        MemoryError: the machine has too little of it for an image that may be good.
+        DatasetError: not an image, damaged, too large, or of another size than H x W. The text
+            says what was found; the caller knows the path.
+        OSError, MemoryError: the machine cannot decode anything now.
     """
-    if data[:2] == b"\xff\xd8" and _decode_plain_jpeg(data, pixels, resize=resize):
+    height, width, _ = pixels.shape
+    found = _plain_jpeg_size(data)
+    if found == (height, width) and not resize:
+        with _memory.taken(height * width, JPEG_WORKING_BYTES), _refusing("cannot be decoded"):
+            simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
         return
     with _open_image(data) as image:
-        if not resize:
-            _check_size((image.height, image.width), pixels)
-        try:
-            rgb = image.convert("RGB")
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever the decoder of a format has met
-            raise DatasetError(f"cannot be decoded ({error})") from error
-    pixels[:] = np.asarray(_cut_square(rgb, len(pixels)) if resize else rgb)
+        if not resize and (image.height, image.width) != (height, width):
+            raise DatasetError(
+                f"{image.width}x{image.height} pixels, expected {width}x{height}; "
+                "drop it, or pack with --resize"
+            )
+        with _memory.taken(_count_pixels(image), WORKING_BYTES):
+            with _refusing("cannot be decoded"):
+                if found is not None:
+                    rgb = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+                else:
+                    if data.startswith(JPEG_START):
+                        _refuse_damaged_jpeg(data)
+                    with tiff_errors_raised():
+                        rgb = image.convert("RGB")
+            pixels[:] = np.asarray(_cut_square(rgb, height) if resize else rgb)
 
 
-def _decode_plain_jpeg(data: bytes, pixels: NDArray[np.uint8], *, resize: bool) -> bool:
-    """Decode a JPEG into `pixels`, or return False where Pillow has to, for it is odd.
-
-    Raises:
-        DatasetError: damaged, too large, or of another size.
-    """
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return (height, width) of a JPEG whose pixels simplejpeg gives, in usual colors, or None."""
+    if not data.startswith(JPEG_START):
+        return None
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except (ValueError, KeyError):  # KeyError: 4:4:1, which simplejpeg has no name for
-        return False  # Pillow has the last word, and the better error
-    _check_num_pixels(height, width)
-    if not resize:
-        _check_size((height, width), pixels)
-    is_plain = color_space in ("YCbCr", "Gray")
+        return None
+    return (height, width) if color_space in ("YCbCr", "Gray") else None
+
+
+def _refuse_damaged_jpeg(data: bytes) -> None:
+    """Raise ValueError if libjpeg warns of a JPEG; decodes it, since Pillow does not tell."""
     try:
-        if is_plain and not resize:
-            simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
-            return True
-        # what is odd is decoded here for libjpeg's warnings alone, which Pillow does not look at
-        decoded = simplejpeg.decode_jpeg(data, "CMYK" if "K" in (color_space or "") else "RGB")
-    except (ValueError, KeyError) as error:
-        if any(words in str(error) for words in CORRUPT):
-            raise DatasetError(f"cannot be decoded ({error})") from error
-        return False
-    if is_plain:
-        pixels[:] = np.asarray(_cut_square(Image.fromarray(decoded), len(pixels)))
-    return is_plain
+        color_space = simplejpeg.decode_jpeg_header(data)[2]
+    except KeyError:
+        color_space = ""
+    except ValueError as error:
+        if UNNAMED_SUBSAMPLING in str(error):
+            return
+        raise
+    simplejpeg.decode_jpeg(data, "CMYK" if color_space in ("CMYK", "YCCK") else "RGB")
 
 
 def _open_image(data: bytes) -> Image.Image:
+    """Read the header of an image, which must be of a known format and not too large."""
     if not data:
         raise DatasetError("0 bytes, expected an image")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except MemoryError:
-        raise
-    except Image.DecompressionBombError as error:  # over twice the bound
-        raise DatasetError(f"over {MAX_PIXELS:,} pixels; drop it, or make it smaller") from error
-    except Exception as error:  # plugins raise what their parsers meet, SyntaxError to struct.error
-        raise DatasetError(f"{len(data):,} bytes that are not an image") from error
-    _check_num_pixels(image.height, image.width)
+    needed = f"expected 1 to {MAX_PIXELS:,}, {MAX_SIDE:,} a side; scale it down or drop it"
+    with _refusing(f"{len(data):,} bytes that are not an image", is_reason_told=False):
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError:  # twice as many
+            raise DatasetError(f"over {MAX_PIXELS:,} pixels, {needed}") from None
+    if not 0 < image.width * image.height <= MAX_PIXELS or max(image.size) > MAX_SIDE:
+        raise DatasetError(f"{image.width:,}x{image.height:,} pixels, {needed}")
+    if _count_pixels(image) > MAX_PIXELS:
+        raise DatasetError(f"tiles of {_count_pixels(image):,} pixels, {needed}")
     return image
 
 
-def _check_num_pixels(height: int, width: int, what: str = "") -> None:
-    if height * width > MAX_PIXELS:
-        raise DatasetError(
-            f"{what}{width}x{height} pixels, expected at most {MAX_PIXELS:,} of them; drop it, or "
-            "make it smaller"
-        )
+def _count_pixels(image: Image.Image) -> int:
+    """Return the pixels that memory is taken for: a TIFF's tile may be larger than the TIFF."""
+    tags = getattr(image, "tag_v2", {})
+    sides = [tags.get(number) for number in (TILE_WIDTH, TILE_LENGTH)]
+    width, height = (side if isinstance(side, int) else 0 for side in sides)
+    return max(image.width * image.height, width * height)
 
 
-def _check_size(found: tuple[int, int], pixels: NDArray[np.uint8]) -> None:
-    height, width, _ = pixels.shape
-    if found != (height, width):
-        raise DatasetError(
-            f"{found[1]}x{found[0]} pixels, expected {width}x{height}; "
-            "drop it, or pack with --resize"
-        )
+@contextmanager
+def _refusing(what: str, *, is_reason_told: bool = True) -> Iterator[None]:
+    """Turn whatever a decoder raises into a `DatasetError`, save what is the machine's fault."""
+    try:
+        yield
+    except (DatasetError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system; the decoders' own have no number
+        reason = f" ({error or type(error).__name__})" if is_reason_told else ""
+        raise DatasetError(what + reason) from error
 
 
 def _cut_square(image: Image.Image, side: int) -> Image.Image:
     """Scale the shorter side of an RGB image to `side` and cut out the center square."""
     size = [int(side * n / min(image.size)) for n in image.size]  # rounded as torchvision does
-    _check_num_pixels(size[1], size[0], "scaled to ")  # a strip of 1 x 65,535 pixels
+    if size[0] * size[1] > MAX_PIXELS:  # a strip of 1 x 65,535 pixels
+        raise DatasetError(
+            f"scaled to {size[0]:,}x{size[1]:,} pixels, expected at most {MAX_PIXELS:,}; drop it"
+        )
     image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
     left, top = (round((n - side) / 2) for n in size)
     return image.crop((left, top, left + side, top + side))

@@ -259,6 +259,9 @@ class _Packer:
                 decode_image(read_image(self.source, image), pixels, resize=resize)
             except DatasetError as error:
                 bad_files.append((image, str(error)))
+            except OSError as error:
+                error.filename = error.filename or show_path(image.path)
+                raise
             except MemoryError as error:
                 raise OSError(errno.ENOMEM, "out of memory", show_path(image.path)) from error
         images = buffer[: len(rows)]
