@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from tinyvgg import shards
 from tinyvgg.errors import ShardError
+from tinyvgg.shards import store
 from tinyvgg.shards.store import (
     MANIFEST_MAX_BYTES,
     PackedDataset,
@@ -236,6 +237,24 @@ def test_a_manifest_that_cannot_be_read_is_named(packed: PackedDataset) -> None:
 
     with pytest.raises(ShardError, match=r"manifest\.json: a folder, expected a file; check"):
         open_dataset(packed.folder)
+
+
+@pytest.mark.parametrize("read_bytes", [1, 1000, 64 * 64 * 3 * 100])
+def test_damage_is_named_by_block_however_much_is_read_at_once(
+    pack_arrays: PackArrays, monkeypatch: pytest.MonkeyPatch, read_bytes: int
+) -> None:
+    images, labels = np.zeros((600, 8, 8, 3), np.uint8), np.zeros(600, np.int64)
+    folder = pack_arrays("blocks", images, labels, images, labels, shard_size=600).folder
+    monkeypatch.setattr(store, "READ_BYTES", read_bytes)
+    assert verify_dataset(folder) == []
+
+    with (folder / "val-00000.npy").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+
+    assert [line.partition(": ")[2] for line in verify_dataset(folder)] == [
+        "images 512 to 599 of the split are damaged; copy or pack them again"
+    ]
 
 
 def test_a_manifest_of_gigabytes_is_not_read(packed: PackedDataset) -> None:

@@ -49,6 +49,7 @@ from tinyvgg.shards.manifest import (
 )
 
 MANIFEST_NAME = "manifest.json"
+READ_BYTES = 16 * 2**20  # at once by `verify`: a block of 256 images of 12 megapixels has 9 GB
 MANIFEST_MAX_BYTES = 256 * 2**20  # a manifest for 10^9 images is smaller; more is not one
 
 
@@ -497,9 +498,14 @@ def _read_checksums(path: Path, header_bytes: int, block_bytes: int) -> tuple[st
     try:
         with path.open("rb") as file:
             digest = hashlib.sha256(file.read(header_bytes))
-            while block := file.read(block_bytes):
-                digest.update(block)
-                block_crc32.append(zlib.crc32(block))
+            left = 0  # bytes of the last block that are to come
+            while part := file.read(min(left or block_bytes, READ_BYTES)):
+                if not left:
+                    block_crc32.append(0)
+                    left = block_bytes
+                digest.update(part)
+                block_crc32[-1] = zlib.crc32(part, block_crc32[-1])
+                left -= len(part)
     except OSError as error:
         raise ShardError(f"{path}: {error.strerror}; copy or pack it again") from error
     return digest.hexdigest(), block_crc32
