@@ -18,6 +18,9 @@ from tinyvgg.shards.store import PackedDataset, open_dataset, write_manifest
 from tinyvgg.training.summary import train_flop
 
 REPOSITORY = Path(__file__).parents[1]
+# a step of it takes a CPU a fifth of one of recipe fast, which the quick start trains
+SMALL = ["--arch", "vgg11", "--sizes", "32", "--size-shares", "1"]
+SMALL += ["--optimizer", "sgd", "--learning-rate", "0.01"]
 
 
 def type_command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -93,7 +96,7 @@ def test_evaluate_ends_with_status_1_under_the_asked_top1(quick_start: Path) -> 
 def test_train_resumes_with_the_settings_of_the_run(quick_start: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = ("train", quick_start / "packed", "--out", run, "--amp", "off", "--epochs", "2")
-    options = ("--batch-size", "40", "--dropout", "0.25", "--limit-steps", "1")
+    options = ("--batch-size", "40", "--dropout", "0.25", "--limit-steps", "1", *SMALL)
 
     stopped = type_command(*first, *options)
     resumed = type_command("train", quick_start / "packed", "--out", run, "--resume", "--json")
@@ -112,7 +115,7 @@ def test_a_trace_of_the_steps_and_a_target(quick_start: Path, tmp_path: Path) ->
 
     done = type_command(
         "train", quick_start / "packed", "--out", run, "--amp", "off", "--batch-size", "8",
-        "--epochs", "3", "--profile", "2", "--tensorboard", "--target-top1", "0",
+        "--epochs", "3", "--profile", "2", "--tensorboard", "--target-top1", "0", *SMALL,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
@@ -142,6 +145,7 @@ def test_sigterm_during_a_command_ends_with_its_status_and_a_checkpoint(
     quick_start: Path, tmp_path: Path
 ) -> None:
     words = ["train", str(quick_start / "packed"), "--out", str(tmp_path / "run"), "--amp", "off"]
+    words += SMALL
     command = [sys.executable, "-m", "tinyvgg.cli", *words, "--batch-size", "8", "--log-every", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -172,7 +176,7 @@ def test_recipe_seed_prints_the_reference_line(quick_start: Path, tmp_path: Path
 @pytest.mark.slow
 def test_two_ranks_train_what_one_trains_compiled_or_not(quick_start: Path, tmp_path: Path) -> None:
     words = ["train", str(quick_start / "packed"), "--epochs", "1", "--batch-size", "16"]
-    words += ["--amp", "off", "--dropout", "0", "--device", "cpu"]
+    words += ["--amp", "off", "--dropout", "0", "--device", "cpu", *SMALL]
     one = type_command(*words, "--out", tmp_path / "one")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", "2", "-m", "tinyvgg.cli"]

@@ -404,7 +404,7 @@ def test_the_cpu_twin_equals_torch_on_the_whole_real_validation_set(
 
 
 @pytest.mark.real
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("dtype", "rank", "world_size"),
     [*((dtype, 0, 1) for dtype in DTYPES), *((torch.uint8, rank, 3) for rank in range(3))],

@@ -46,7 +46,7 @@ def read_run(out: Path) -> tuple[dict[str, torch.Tensor], list[tuple[float, ...]
     return weights, [tuple(json.loads(line)[field] for field in fields) for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_stopped_at_random_ends_with_the_weights_of_one_that_was_not(
     color_dataset: PackedDataset, tmp_path: Path
 ) -> None:
