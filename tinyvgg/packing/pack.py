@@ -3,7 +3,7 @@
 From: `folders` (sorted paths and labels) and `decode` (pixels).
 To:   `shards.store`, which writes the files; `loading` opens them.
 
-    main thread     hands out blocks of 256 images, in order, as buffers come free
+    one thread      hands out blocks of 256 images, in order, as buffers come free
     decode threads  read, decode and sum up a block          (without the GIL, save a few µs)
     write threads   hash, checksum, write and fsync a shard, block by block, in order
 
@@ -19,6 +19,7 @@ the pack, also under `--on-bad skip`.
 
 import contextlib
 import errno
+import functools
 import logging
 import math
 import os
@@ -29,6 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,7 @@ from tinyvgg.packing.decode import decode_image
 from tinyvgg.packing.equal_files import NotingTree
 from tinyvgg.packing.folders import ImageSource, SourceImage, list_images, show_path
 from tinyvgg.packing.holdout import Holdout
+from tinyvgg.packing.interrupts import run_interruptible
 from tinyvgg.packing.locking import hold_lock
 from tinyvgg.packing.out_folder import check_beside, check_out, publish
 from tinyvgg.packing.sizes import find_image_format, read_image
@@ -166,7 +169,7 @@ class _Packer:
         skipped: dict[str, list[SkippedFile]] = {split: [] for split in SPLITS}
         records = {}
         while todo:
-            written = self._write_shards(todo)
+            written = run_interruptible(functools.partial(self._write_shards, todo))
             again = {}
             for split, shards in written.items():
                 bad = [item for shard in shards for item in shard.bad_files]
@@ -205,7 +208,9 @@ class _Packer:
             num_images=num_images, mean=mean, std=std, shards=records, skipped=skipped
         )
 
-    def _write_shards(self, splits: dict[str, list[SourceImage]]) -> dict[str, list[_WrittenShard]]:
+    def _write_shards(
+        self, splits: dict[str, list[SourceImage]], stop: Event
+    ) -> dict[str, list[_WrittenShard]]:
         """Write all shards of some splits; rows of bad images hold anything."""
         num_decoders = self.config.workers or _num_cores()
         num_rows = _count_rows(self.image.num_bytes, num_decoders)
@@ -216,18 +221,18 @@ class _Packer:
             free.put(np.empty(block_shape, np.uint8))
         with ThreadPoolExecutor(num_decoders) as decoders, ThreadPoolExecutor(NUM_WRITERS) as pool:
             writing: dict[str, list[Future[_WrittenShard]]] = {split: [] for split in splits}
-            opened: list[SimpleQueue[Future[_Block] | None]] = []
             try:
                 for split, index, rows in self._list_shards(splits):
                     if index == 0:
                         advance = self.start_split(split, len(splits[split]))
                     blocks: SimpleQueue[Future[_Block] | None] = SimpleQueue()
-                    opened.append(blocks)
                     shard = _Shard(split, index, rows, blocks)
                     writing[split].append(pool.submit(self._write_shard, shard, free, advance))
                     try:
                         for start in range(0, len(rows), num_rows):
                             buffer = free.get()  # waits here: this bounds the memory
+                            if stop.is_set():
+                                return {}
                             if buffer is None:  # a writer gave up, result() says why
                                 return _results(writing)
                             part = rows[start : start + num_rows]
@@ -235,8 +240,6 @@ class _Packer:
                     finally:
                         blocks.put(None)
             except BaseException:
-                for blocks in opened:  # a signal may come between any two lines above
-                    blocks.put(None)
                 decoders.shutdown(cancel_futures=True)
                 raise
             return _results(writing)

@@ -9,10 +9,12 @@ one more pass that few sets need. One odd image must not decide for all the othe
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.decode import read_image_size
 from tinyvgg.packing.folders import ImageSource, SourceImage, show_path
+from tinyvgg.packing.interrupts import run_interruptible
 from tinyvgg.regular import is_of_the_file
 from tinyvgg.shards.manifest import ImageFormat
 
@@ -51,14 +53,19 @@ def _count_sizes(
 ) -> tuple[Counter[tuple[int, int]], list[tuple[str, str]]]:
     """Count the (height, width) of some images by their headers, and list what has none."""
 
-    def read_size(image: SourceImage) -> tuple[int, int] | str:
-        try:
-            return read_image_size(read_image(source, image))
-        except DatasetError as error:
-            return str(error)
+    def read_sizes(stop: Event) -> list[tuple[int, int] | str]:
+        def read_size(image: SourceImage) -> tuple[int, int] | str:
+            if stop.is_set():
+                return "interrupted"
+            try:
+                return read_image_size(read_image(source, image))
+            except DatasetError as error:
+                return str(error)
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        found = list(pool.map(read_size, images))
+        with ThreadPoolExecutor(num_threads) as pool:
+            return list(pool.map(read_size, images))
+
+    found = run_interruptible(read_sizes)
     bad_files = [
         (show_path(image.path), size)
         for image, size in zip(images, found, strict=True)
