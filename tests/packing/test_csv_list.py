@@ -133,6 +133,9 @@ def test_a_listed_file_needs_no_suffix(source: Path) -> None:
         (("5.png", "", "train"), "'5.png': no label"),
         (("5.png", "rose", "dev"), "'5.png': split 'dev', expected train, val or test"),
         (("5.png",), "'5.png': no label"),
+        (("5.png", "rose", "train", "x"), "'5.png': 'x' behind the last column"),
+        (("5", "png", "rose", "train"), "'5': 'train' behind the last column"),
+        (("5.png", "rose", "train", "", "2"), "'5.png': '2' behind the last column"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(
@@ -144,7 +147,7 @@ def test_a_line_that_cannot_be_used_is_named(
         found(source, CsvList(path))
 
     title, line = str(caught.value).splitlines()
-    assert title == f"{path}: 1 bad files; mend these lines, or the source"
+    assert title == f"{path}: 1 bad files; mend these lines; paths begin in {source}"
     assert line.startswith(f"  {path}:6: {message}")
 
 
@@ -153,10 +156,16 @@ def test_a_line_that_cannot_be_used_is_named(
     [
         (
             ("file", "label"),
-            "no column 'path', or two; found 'file', 'label'; pass --csv-path-column",
+            "no column 'path' in its first .* found 'file', 'label'; pass --csv-path-column",
         ),
-        (("path", "y"), "no column 'label', or two; found 'path', 'y'; pass --csv-label-column"),
-        (("path", "path", "label"), "no column 'path', or two; found 'path', 'path', 'label'"),
+        (
+            ("path", "y"),
+            "no column 'label' in its first .* found 'path', 'y'; pass --csv-label-column",
+        ),
+        (
+            ("path", "path", "label"),
+            "no column 'path' in its first line, or two; found 'path', 'path', 'label'",
+        ),
     ],
 )
 def test_a_missing_column_is_named_with_those_found(
@@ -168,10 +177,89 @@ def test_a_missing_column_is_named_with_those_found(
         found(source, CsvList(path))
 
 
+def test_cells_without_text_behind_the_last_column_are_no_fault(source: Path) -> None:
+    path = write_csv(source.parent / "labels.csv", [TABLE[0], *((*row, "") for row in TABLE[1:])])
+
+    assert found(source, CsvList(path)) == EXPECTED
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_quoted_line_break_is_part_of_a_cell(source: Path, end: str) -> None:
+    (source / f"a{end}b.png").write_bytes(b"")
+    path = write_csv(
+        source.parent / "labels.csv", [*TABLE, (f'"a{end}b.png"', f'"ro{end}se"', "train")], end=end
+    )
+
+    assert (f"a{end}b.png", f"ro{end}se") in found(source, CsvList(path))["train"]
+    write_csv(path, [*TABLE, (f'"a{end}b.png"', "rose", "train"), ("no.png", "rose", "val")])
+    with pytest.raises(DatasetError, match=r"labels\.csv:9: 'no\.png': no such file"):
+        found(source, CsvList(path))
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "img/labels.csv", "x.txt"])
+def test_a_list_in_two_places_is_taken_if_they_are_equal(
+    source: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    inside, outside = source / name, source.parent / "work" / name
+    outside.parent.mkdir(parents=True)
+    for path in (inside, outside):
+        write_csv(path, TABLE)
+    monkeypatch.chdir(source.parent / "work")
+    assert found(source, CsvList(Path(name))) == EXPECTED
+    write_csv(outside, TABLE[:-1])
+
+    with pytest.raises(
+        DatasetError, match=f"{name}: there is another one in .*; pass the absolute"
+    ):
+        found(source, CsvList(Path(name)))
+    assert found(source, CsvList(inside)) == EXPECTED
+
+
+def test_a_folder_is_no_list(source: Path) -> None:
+    with pytest.raises(DatasetError, match="img: a folder, expected a CSV file"):
+        found(source, CsvList(source / "img"))
+
+
+def test_files_beside_listed_ones_are_counted_and_named(
+    source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("notes.doc", "img/x.xmp", "img/.y.xmp", "LICENSE", "labels.csv"):
+        (source / name).write_bytes(b"")
+    path = write_csv(source / "labels.csv", TABLE)
+
+    listed = list_images(source, None, CsvList(path))
+
+    assert listed.unpacked == {".doc": 1, ".xmp": 1}
+    assert [r.getMessage() for r in caplog.records][-2:] == ["  notes.doc", "  img/x.xmp"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_said"),
+    [
+        (("2", "10", "2", "10", "2"), True),
+        (("02", "10", "02", "10", "02"), False),
+        (("1", "2", "1", "2", "1"), False),
+        (("2", "x10", "2", "x10", "2"), False),
+    ],
+)
+def test_numbers_that_are_sorted_as_text_are_worth_a_line(
+    source: Path, caplog: pytest.LogCaptureFixture, labels: tuple[str, ...], is_said: bool
+) -> None:
+    rows = [(path, label, split) for (path, _, split), label in zip(TABLE[1:], labels, strict=True)]
+    path = write_csv(source.parent / "labels.csv", [TABLE[0], *rows])
+
+    found(source, CsvList(path))
+
+    text = f"{path}: labels are sorted as text, so '10' is class 0; write them with leading zeros"
+    assert any(text in record.getMessage() for record in caplog.records) == is_said
+
+
 def test_a_named_split_column_must_be_there(source: Path) -> None:
     path = write_csv(source.parent / "labels.csv", TABLE)
 
-    with pytest.raises(DatasetError, match=r"no column 'fold', .* pass --csv-split-column"):
+    with pytest.raises(
+        DatasetError, match=r"no column 'fold' in its first line, .* pass --csv-split-column"
+    ):
         found(source, CsvList(path, split_column="fold"))
 
 
@@ -232,7 +320,7 @@ def test_images_that_are_not_listed_are_counted(
 
     found(source, CsvList(path))
 
-    assert caplog.messages == [
+    assert caplog.messages[:2] == [
         f"{source}: left out: 2 images that {path} does not list",
         f"{path}: lists 3 train and 2 val images of 2 classes",
     ]

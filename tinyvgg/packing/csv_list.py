@@ -5,19 +5,20 @@ From: the user: a header line, then a line an image, with commas, semicolons, ta
 To:   `folders`, which turns labels into classes, sorted as text, as it does for folders.
 
 Paths count from the top of the source and never leave it. Every line that cannot be used is
-named, not the first alone; images that stand beside listed ones and are not listed are counted.
+named, not the first alone; what stands beside listed images and is not listed is counted.
 """
 
 import csv
+import io
 import logging
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tinyvgg.errors import DatasetError, bad_files_text
-from tinyvgg.packing.file_kinds import is_hidden, is_image
+from tinyvgg.packing.file_kinds import is_hidden, is_image, is_metadata
 from tinyvgg.packing.holdout import Holdout, hold_out
 from tinyvgg.packing.label_lists import LINE_END, decode_text
 from tinyvgg.packing.layouts import FoundImages, check_class_names
@@ -54,6 +55,7 @@ class _Row:
     path: str
     label: str
     split: str
+    fault: str  # why it cannot be used, "" if it can as far as one line tells
 
 
 def find_listed_images(
@@ -73,15 +75,16 @@ def find_listed_images(
     """
     name = str(csv_list.file)
     text = decode_text(_read_list(source, tree, csv_list.file), name)
-    rows = _check_rows(name, tree, list(_read_rows(name, text, csv_list)))
+    rows = _check_rows(source, name, tree, list(_read_rows(name, text, csv_list)))
     by_split = _group_rows(rows)
     if not by_split["train"]:
         raise DatasetError(
             f"{name}: no train images, expected a line an image; found {text[:40]!r}"
         )
     check_class_names(name, [(f"label {label!a}", label) for label in by_split["train"]])
+    _warn_of_numbers(name, by_split["train"])
     val = _choose_val(name, by_split, holdout)
-    _say_unlisted(source, name, tree, rows)
+    unlisted = _find_unlisted(source, name, tree, rows)
     train = by_split["train"]
     splits = hold_out(train, holdout, "") if holdout else {"train": train, "val": val}
     counts = {split: sum(map(len, splits[split].values())) for split in splits}
@@ -89,19 +92,26 @@ def find_listed_images(
         "%s: lists %s train and %s val images of %s classes",
         *(name, f"{counts['train']:,}", f"{counts['val']:,}", f"{len(train):,}"),
     )
-    return FoundImages(splits)
+    return FoundImages(splits, unpacked=unlisted)
 
 
 def _read_list(source: str, tree: FileTree, file: Path) -> bytes:
     """Return the bytes of the list: a file as the user names it, or one inside the source."""
-    if file.is_file():
-        return read_regular_file(file, MAX_FILE_BYTES)
     path = file.as_posix()
     folder, _, file_name = path.rpartition("/")
     try:
         is_inside = not _find_fault(path) and file_name in tree.list_folder(folder)
     except OSError:  # no such folder
         is_inside = False
+    if file.exists():
+        if file.is_dir():
+            raise DatasetError(f"{file}: a folder, expected a CSV file")
+        data = read_regular_file(file, MAX_FILE_BYTES)
+        if is_inside and tree.read_file(path) != data:
+            raise DatasetError(
+                f"{file}: there is another one in {source}; pass the absolute path of one of them"
+            )
+        return data
     if not is_inside:
         raise DatasetError(f"{file}: no such file, nor in {source}; pass --csv with its path")
     return tree.read_file(path)
@@ -124,19 +134,28 @@ def _read_rows(name: str, text: str, csv_list: CsvList) -> Iterator[_Row]:
     for flag, column in zip(flags, (*wanted, split_column), strict=True):
         if column is not None and columns.count(column) != 1:
             found = ", ".join(map(repr, columns[:20])) or "an empty line"
-            raise DatasetError(f"{name}: no column {column!r}, or two; found {found}; pass {flag}")
+            raise DatasetError(
+                f"{name}: no column {column!r} in its first line, or two; found {found}; "
+                f"pass {flag}, or put a line with names of columns on top"
+            )
         places.append(None if column is None else columns.index(column))
     path_place, label_place, split_place = places
-    lines = csv.reader(LINE_END.split(text), delimiter=mark, strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     try:
+        next(lines, None)
+        line = lines.line_num + 1  # where a row begins: quoted cells may hold line breaks
         for cells in lines:
-            if lines.line_num == 1 or not any(cells):
+            this_line, line = line, lines.line_num + 1
+            if not any(cells):
                 continue
+            extra = ", ".join(map(repr, filter(None, cells[len(columns) :])))
             cells += [""] * (len(columns) - len(cells))
             path, label = cells[path_place or 0].strip(), cells[label_place or 0].strip()
             split = "train" if split_place is None else cells[split_place].strip()
             path = path if "/" in path else path.replace("\\", "/")
-            yield _Row(lines.line_num, posixpath.normpath(path) if path else "", label, split)
+            path = posixpath.normpath(path) if path else ""
+            fault = f"{extra} behind the last column; are quotes missing?" if extra else ""
+            yield _Row(this_line, path, label, split, fault or _find_fault(path))
     except csv.Error as error:
         raise DatasetError(f"{name}:{lines.line_num}: {error}; mend the line") from error
 
@@ -148,14 +167,14 @@ def _split_header(header: str, mark: str) -> list[str]:
         return []
 
 
-def _check_rows(name: str, tree: FileTree, rows: list[_Row]) -> list[_Row]:
+def _check_rows(source: str, name: str, tree: FileTree, rows: list[_Row]) -> list[_Row]:
     """Return the rows; refuse paths that lead outside, are missing or twice, and odd splits."""
     names_in: dict[str, set[str]] = {}
     line_of: dict[str, int] = {}
     bad: list[tuple[str, str]] = []
     for row in rows:
         folder, _, file_name = row.path.rpartition("/")
-        fault = _find_fault(row.path)
+        fault = row.fault
         if not fault and folder not in names_in:
             try:
                 names_in[folder] = set(tree.list_folder(folder))
@@ -173,7 +192,7 @@ def _check_rows(name: str, tree: FileTree, rows: list[_Row]) -> list[_Row]:
             bad.append((f"{name}:{row.line}", f"{row.path!r}: {fault}"))
         line_of.setdefault(row.path, row.line)
     if bad:
-        raise DatasetError(bad_files_text(name, bad, "mend these lines, or the source"))
+        raise DatasetError(bad_files_text(name, bad, f"mend these lines; paths begin in {source}"))
     return rows
 
 
@@ -222,17 +241,32 @@ def _choose_val(
     return val
 
 
-def _say_unlisted(source: str, name: str, tree: FileTree, rows: list[_Row]) -> None:
-    """Count the images that stand beside listed ones."""
+def _warn_of_numbers(name: str, labels: Iterable[str]) -> None:
+    """Say that labels such as 10 and 2 are sorted as text, where that is another order."""
+    as_text = sorted(labels, key=os.fsencode)
+    if all(label.isdecimal() for label in as_text) and as_text != sorted(as_text, key=int):
+        place = next(i for i, label in enumerate(as_text) if int(label) != i)
+        logger.warning(
+            "%s: labels are sorted as text, so %r is class %d; write them with leading zeros to "
+            "keep their order",
+            *(name, as_text[place], place),
+        )
+
+
+def _find_unlisted(source: str, name: str, tree: FileTree, rows: list[_Row]) -> list[str]:
+    """Count the images that stand beside listed ones, and return the other files that do."""
     listed = {row.path for row in rows}
-    num_images = sum(
-        is_image(file_name)
-        and not is_hidden(file_name)
-        and (f"{folder}/{file_name}" if folder else file_name) not in listed
-        for folder in {path.rpartition("/")[0] for path in listed}
-        for file_name in tree.list_folder(folder)
-    )
+    unlisted = [
+        path
+        for folder in sorted({path.rpartition("/")[0] for path in listed})
+        for file_name in sorted(tree.list_folder(folder))
+        if not (file_name.endswith("/") or is_hidden(file_name) or is_metadata(file_name))
+        and (path := f"{folder}/{file_name}" if folder else file_name) not in listed
+    ]
+    num_images = sum(map(is_image, unlisted))
     if num_images:
         logger.info(
             "%s: left out: %s images that %s does not list", source, f"{num_images:,}", name
         )
+    list_name = name.replace("\\", "/").rpartition("/")[2]
+    return [p for p in unlisted if not is_image(p) and p.rpartition("/")[2] != list_name]
