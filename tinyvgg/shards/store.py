@@ -9,9 +9,10 @@ To:   `loading`, which gets a data set from `open_dataset` and maps the rest.
 
 Promises to the next stage, checked when the folder is opened, in time proportional to the
 number of shards: every file has exactly the size and exactly the header that the manifest
-implies, and the first 4 KiB that were packed, so that exchanged shards are found. The header of
-an NPY file is a function of shape and dtype, so it is compared byte for byte instead of being
-parsed: any flipped byte, other version, Fortran order or pickle is found.
+implies, and the first 4 KiB that were packed, so that exchanged shards are found unless both
+begin alike; labels, which opening reads, are those that were packed. The header of an NPY file
+is a function of shape and dtype, so it is compared byte for byte instead of being parsed: any
+flipped byte, other version, Fortran order or pickle is found.
 
 Channels come last on disk on purpose. A batch read as [B, H, W, C] and viewed as [B, C, H, W]
 already has channels-last strides, so the first convolution takes it without a copy.
@@ -369,13 +370,17 @@ def _open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
     shape = (record.num_images, image.height, image.width, image.channels)
     offset = _check_images(folder, manifest, record)
     images = np.memmap(folder / record.images, np.uint8, "r", offset=offset, shape=shape)
+    path = folder / record.labels
     offset = _check_labels(folder, record)
-    labels = np.fromfile(folder / record.labels, "<i8", offset=offset)
+    labels = np.fromfile(path, "<i8", offset=offset)
     if labels.min() < 0 or labels.max() >= len(manifest.classes):
         raise ShardError(
-            f"{folder / record.labels}: labels {labels.min()} to {labels.max()}, expected 0 to "
+            f"{path}: labels {labels.min()} to {labels.max()}, expected 0 to "
             f"{len(manifest.classes) - 1}; run 'tinyvgg verify {folder}'"
         )
+    header = npy_header((record.num_images,), "<i8")
+    if hashlib.sha256(header + labels.tobytes()).hexdigest() != record.labels_sha256:
+        raise ShardError(f"{path}: its labels are damaged; copy or pack them again")
     return Shard(record, np.asarray(images), labels.astype(np.int64, copy=False))
 
 
