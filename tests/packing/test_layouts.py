@@ -124,6 +124,79 @@ def test_what_stands_beside_val_is_left_out_and_said(
     assert [text in line for line in said(caplog)] == [True]
 
 
+@pytest.mark.parametrize(
+    ("others", "lines", "unpacked"),
+    [
+        (("notes.pdf", "x.png", "README.md", ".x"), [], {".pdf": 1, ".png": 1}),
+        (("more/ant/x.png",), ["left out: more/, beside data/"], {}),
+        (("a/x", "b/x", "c/x", "d/x"), ["left out: 4 folders, a/, b/, c/, …, beside data/"], {}),
+        ((".git/x", "__MACOSX/x"), [], {}),
+    ],
+)
+def test_what_stands_beside_the_folder_around_is_left_out_and_said(
+    container,
+    caplog: pytest.LogCaptureFixture,
+    others: tuple[str, ...],
+    lines: list[str],
+    unpacked: dict[str, int],
+) -> None:
+    source = container(*(f"data/{path}" for path in (*TRAIN, *VAL)), *others)
+
+    found = listed(source)
+
+    assert paths_of(found, "val") == list(VAL)
+    assert said(caplog)[1 : 1 + len(lines)] == [f"{source}: {line}" for line in lines]
+    assert found.unpacked == unpacked
+
+
+@pytest.mark.parametrize("prefix", ["", "data/", "around/data/"])
+def test_a_file_beside_train_is_counted_and_named(
+    container, caplog: pytest.LogCaptureFixture, prefix: str
+) -> None:
+    source = container(*(prefix + path for path in (*TRAIN, *VAL, "labels.csv", "LICENSE")))
+
+    assert listed(source).unpacked == {".csv": 1}
+    assert said(caplog)[-1] == "  labels.csv"
+
+
+@pytest.mark.parametrize("empty", ["train", "val", "test"])
+def test_an_empty_folder_beside_class_folders_is_neither_a_split_nor_a_class(
+    container, empty: str
+) -> None:
+    source = container("ant/1.png", "ant/2.png", "bee/1.png", "bee/2.png", f"{empty}/.gitkeep")
+
+    assert listed(source, Holdout(0.5)).class_folders == ["ant", "bee"]
+
+
+def test_loose_val_images_are_named(container) -> None:
+    source = container(*TRAIN, "val/1.png", "val/2.png")
+
+    with pytest.raises(DatasetError, match=r"2 val images in no class folder \(val/1.png, val/2"):
+        listed(source)
+
+
+def test_a_class_in_two_unicode_forms_is_named(container) -> None:
+    source = container("train/caf\u00e9/1.png", "train/tea/1.png", "val/cafe\u0301/1.png")
+
+    with pytest.raises(DatasetError, match=r"'cafe\\u0301', in train/ 'caf\\xe9': one name in two"):
+        listed(source)
+
+
+def test_a_class_called_train_is_told_from_a_split(container) -> None:
+    source = container("bus/1.png", "bus/2.png", "train/1.png", "train/2.png")
+
+    with pytest.raises(DatasetError, match=r"train/ holds images .* bus stand beside it; if train"):
+        listed(source, Holdout(0.5))
+
+
+def test_one_class_alone_is_worth_a_line(container, caplog: pytest.LogCaptureFixture) -> None:
+    source = container("train/images/1.png", "val/images/1.png")
+
+    listed(source)
+
+    assert said(caplog) == [f"{source}: one class alone, 'images': nothing to tell apart"]
+
+
 def test_an_unlabeled_test_folder_is_not_val(container) -> None:
     source = container(*TRAIN, "test/images/t.png")
 

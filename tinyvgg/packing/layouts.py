@@ -14,6 +14,7 @@ not the plain case is said in a line on stderr, and so is everything that is lef
 
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from tinyvgg.packing.roots import (
     describe,
     find_root,
     folders_in,
+    holds_anything,
     listed,
 )
 from tinyvgg.packing.trees import FileTree
@@ -64,27 +66,33 @@ def find_images(source: str, tree: FileTree, holdout: Holdout | None) -> FoundIm
         DatasetError: no known layout, or one that is not whole.
         OSError: a folder that must not be read.
     """
-    root = find_root(source, tree)
+    root, beside = find_root(source, tree)
     names = set(tree.list_folder(""))
-    train_folder = "train" if "train/" in names else ""
+    has_train = "train/" in names and holds_anything(tree, "train")
+    train_folder = "train" if has_train else ""
     if not train_folder:
         check_flat(source, tree, names, holdout)
     found = FoundImages()
     train = _group_by_class(tree, train_folder, found)
+    if not train_folder:  # an empty train/ or val/ beside class folders is no class
+        train = {name: paths for name, paths in train.items() if paths or name not in SPLIT_NAMES}
     _check_classes(source, tree, train_folder, train)
     if root:
         logger.info("%s: the images are in %s/", source, root)
+        _note_beside(source, beside, f"beside {root}/", found)
     val_folder, val = "", dict[str, list[str]]()
     if train_folder:
-        loose = [name for name in names if is_image(name) and not is_hidden(name)]
-        found.unpacked += sorted(loose)  # beside the splits, in no class
         val_folder, val = _choose_val(source, tree, train, found, is_held_out=holdout is not None)
-        others = sorted(n for n in names if n.endswith("/") and n[:-1] not in SPLIT_NAMES)
-        others = [name for name in others if not is_hidden(name[:-1])]
-        if others:
-            logger.info("%s: left out: %s, neither train/ nor val/", source, listed(others))
+        others = sorted(name for name in names if name.rstrip("/") not in SPLIT_NAMES)
+        _note_beside(source, others, "neither train/ nor val/", found)
     if holdout is None:
         if not val:
+            loose = [p for p in found.unpacked if is_image(p) and p.partition("/")[0] in VAL_NAMES]
+            if loose:
+                raise DatasetError(
+                    f"{source}: {len(loose):,} val images in no class folder ({listed(loose)}), "
+                    "expected val/<class>/…, or val/images/ with val/val_annotations.txt"
+                )
             raise DatasetError(
                 f"{source}: no images under val/, expected {LAYOUTS}; found {describe(names)}; "
                 "pass --val-share 0.1 to hold out a tenth of each class"
@@ -118,9 +126,20 @@ def _group_by_class(tree: FileTree, folder: str, found: FoundImages) -> dict[str
             found.hidden[f"{prefix}{hidden}"] += is_image(name)
         elif class_folder is not None and is_image(name):
             by_class[class_folder].append(path)
-        elif not is_metadata(name) and (folder or class_folder is not None or is_image(name)):
+        elif not is_metadata(name):
             found.unpacked.append(path)
     return by_class
+
+
+def _note_beside(source: str, paths: list[str], where: str, found: FoundImages) -> None:
+    """Note files and folders that nobody looks into: they stand where no class can be."""
+    paths = [path for path in paths if not is_hidden(path.rstrip("/").rpartition("/")[2])]
+    folders = [path for path in paths if path.endswith("/")]
+    files = [path for path in paths if not path.endswith("/")]
+    found.unpacked += [path for path in files if not is_metadata(path.rpartition("/")[2])]
+    if folders:
+        what = f"{len(folders):,} folders, " if len(folders) > 3 else ""
+        logger.info("%s: left out: %s%s, %s", source, what, listed(folders), where)
 
 
 def _place(parents: str) -> tuple[str | None, str | None]:
@@ -140,6 +159,13 @@ def _check_classes(
     prefix = f"{folder}/" if folder else ""
     if not by_class:
         names = set(tree.list_folder(folder))
+        beside = [name for name in folders_in(tree, "") if name not in SPLIT_NAMES]
+        if any(map(is_image, names)) and beside:
+            raise DatasetError(
+                f"{source}: train/ holds images and no class folders, and {listed(beside)} stand "
+                "beside it; if train is a class, too, list the images with --csv, or move all "
+                "class folders into a folder train/"
+            )
         raise DatasetError(
             f"{source}: no train/<class>/ folders; found {describe(names)} in train/, "
             f"expected {LAYOUTS}"
@@ -158,15 +184,17 @@ def check_class_names(source: str, names: Iterable[tuple[str, str]]) -> None:
     Raises:
         DatasetError: there are such names.
     """
-    odd = [(place, "not a class name") for place, name in names if _is_odd(name)]
+    odd = [(place, fault) for place, name in names if (fault := _find_fault(name))]
     if odd:
-        raise DatasetError(bad_files_text(source, odd, "give them names in UTF-8"))
+        raise DatasetError(bad_files_text(source, odd, "give these classes other names"))
 
 
-def _is_odd(class_folder: str) -> bool:
-    utf8 = class_folder.encode("utf-8", "replace").decode()
-    is_path = class_folder in ("", ".", "..") or "/" in class_folder or "\0" in class_folder
-    return utf8 != class_folder or is_path
+def _find_fault(class_folder: str) -> str:
+    """Say why a text is not the name of a class; "" if it is."""
+    if class_folder.encode("utf-8", "replace").decode() != class_folder:
+        return "not a class name: not UTF-8"
+    is_path = class_folder in ("", ".", "..") or not {"/", "\0"}.isdisjoint(class_folder)
+    return "not a class name, but a path: with '/' or NUL, or '.', '..' or ''" if is_path else ""
 
 
 def _choose_val(
@@ -221,7 +249,7 @@ def _label_val(
             )
         by_class = group_by_annotation(source, tree, annotations, by_class["images"])
     unknown = [
-        (f"{folder}/{name}", "no such class in train/") for name in by_class if name not in train
+        (f"{folder}/{name}", _say_unknown(name, train)) for name in by_class if name not in train
     ]
     if f"{folder}/images" in dict(unknown):
         raise DatasetError(
@@ -231,6 +259,15 @@ def _label_val(
     if unknown:
         raise DatasetError(bad_files_text(source, unknown, "add the class or remove these"))
     return by_class
+
+
+def _say_unknown(name: str, train: Iterable[str]) -> str:
+    """Say that train has no such class; two names may look alike and differ in their bytes."""
+    normal = unicodedata.normalize("NFC", name)
+    alike = [other for other in train if unicodedata.normalize("NFC", other) == normal]
+    if alike:
+        return f"{name!a}, in train/ {alike[0]!a}: one name in two Unicode forms"
+    return "no such class in train/"
 
 
 def _find_test(

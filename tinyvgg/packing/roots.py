@@ -17,11 +17,12 @@ SPLIT_NAMES = frozenset({"train", "test", *VAL_NAMES})
 MAX_LOOKED_INTO = 100  # folders, in search of train/: a source may be a whole disk
 
 
-def find_root(source: str, tree: FileTree) -> str:
+def find_root(source: str, tree: FileTree) -> tuple[str, list[str]]:
     """Enter the folder that holds train/, or class folders, at most two below the top.
 
     Returns:
-        Its path; "" for the top, also where there is no such folder.
+        Its path; "" for the top, also where there is no such folder. And what stands beside it,
+        or beside the folder around it, by its path; that of a folder ends with '/'.
 
     Raises:
         DatasetError: several folders hold train/.
@@ -30,22 +31,47 @@ def find_root(source: str, tree: FileTree) -> str:
     for depth in range(3):
         looked_into = level[:MAX_LOOKED_INTO] if depth == 2 else level
         inside = {folder: folders_in(tree, folder) for folder in looked_into}
-        holders = [folder for folder, names in inside.items() if "train" in names]
+        holders = [
+            folder
+            for folder, names in inside.items()
+            if "train" in names and holds_anything(tree, _join(folder, "train"))
+        ]
         if len(holders) > 1:
             raise DatasetError(
                 f"{source}: train/ stands in {listed(f'{name}/' for name in holders)}, expected "
                 "one; pack these folders one by one"
             )
         if holders:
-            if depth:
-                tree.enter(holders[0])
-            return holders[0]
+            return _enter(tree, holders[0])
         level = [_join(folder, name) for folder, names in inside.items() for name in names]
     for root, names in _only_folders(tree):  # class folders: where the first two are
-        if len(names) > 1 and root:
-            tree.enter(root)
-            return root
-    return ""
+        if len(names) > 1:
+            return _enter(tree, root)
+    return "", []
+
+
+def _enter(tree: FileTree, root: str) -> tuple[str, list[str]]:
+    beside = []
+    folder = ""
+    for name in root.split("/") if root else ():
+        names = sorted(tree.list_folder(folder))
+        beside += [
+            _join(folder, other)
+            for other in names
+            if other != f"{name}/" and not is_hidden(other.rstrip("/"))
+        ]
+        folder = _join(folder, name)
+    if root:
+        tree.enter(root)
+    return root, beside
+
+
+def holds_anything(tree: FileTree, folder: str) -> bool:
+    """Tell whether there is more than what is hidden in a folder; yes where nobody may look."""
+    try:
+        return any(not is_hidden(name.rstrip("/")) for name in tree.list_folder(folder))
+    except PermissionError:
+        return True
 
 
 def _only_folders(tree: FileTree) -> Iterator[tuple[str, list[str]]]:
@@ -75,7 +101,8 @@ def check_flat(source: str, tree: FileTree, names: set[str], holdout: Holdout | 
         DatasetError: it has none, or nobody said what to hold out.
     """
     folders = folders_in(tree, "")
-    classes = [] if SPLIT_NAMES & set(folders) else [f for f in folders if _holds_image(tree, f)]
+    splits = [name for name in folders if name in SPLIT_NAMES and holds_anything(tree, name)]
+    classes = [] if splits else [name for name in folders if _holds_image(tree, name)]
     if not classes:
         raise DatasetError(
             f"{source}: no train/<class>/ folders; found {describe(names)}, expected {LAYOUTS}; "
