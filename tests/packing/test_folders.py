@@ -5,6 +5,7 @@
 
 import io
 import random
+import subprocess
 import threading
 import zipfile
 from os import fsdecode, fsencode
@@ -353,6 +354,34 @@ def test_a_link_to_itself_that_is_no_image_is_ignored(tmp_path: Path) -> None:
     assert [path for path, _ in found(tmp_path)["train"]] == list(FLAT[:3])
 
 
+@pytest.mark.parametrize("place", ["train/loop", "train/ant/loop", "train/ant/deep/loop"])
+def test_a_link_back_to_the_source_adds_no_image(tmp_path: Path, place: str) -> None:
+    write_files(tmp_path / "set", *FLAT, "train/ant/deep/x.txt", "train/loop.d/x.png")
+    (tmp_path / "set" / place).symlink_to(tmp_path / "set")
+
+    try:
+        listed = list_images(tmp_path / "set")
+    except DatasetError as error:
+        assert "train/loop: no images" in str(error)  # noqa: PT017
+    else:
+        paths = [image.path for image in listed.splits["train"]]
+        assert paths == [*FLAT[:3], "train/loop.d/x.png"]
+
+
+def test_twelve_hundred_folders_inside_each_other_are_listed(tmp_path: Path) -> None:
+    write_files(tmp_path, *FLAT)
+    deep = tmp_path / "train/ant"
+    for _ in range(12):  # one path of all of them would be too long to be made at once
+        deep = deep / ("d/" * 100)
+        deep.mkdir(parents=True)
+    (deep / "deep.png").write_bytes(b"")
+
+    paths = [image.path for image in list_images(tmp_path).splits["train"]]
+    subprocess.run(["rm", "-r", tmp_path / "train/ant/d"], check=True)  # too deep for rmtree
+
+    assert paths[2] == f"train/ant/{'d/' * 1200}deep.png"
+
+
 def test_a_class_folder_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     write_files(tmp_path, *FLAT, fsdecode(b"train/\xff/x.png"))
 
@@ -360,10 +389,23 @@ def test_a_class_folder_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         list_images(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", ".", ".."])
-def test_a_zip_cannot_name_a_class_like_a_path(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("prefix", ["./", "/", "//", ".//"])
+def test_a_zip_is_taken_as_unzip_takes_it(tmp_path: Path, prefix: str) -> None:
     with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
-        archive.writestr(f"train/{name}/x.png", b"")
+        archive.writestr("./", b"")
+        for path in FLAT:
+            archive.writestr(prefix + path.replace("/", "//", 1).replace("/a", "/./a"), b"")
+
+    listed = list_images(tmp_path / "odd.zip")
+
+    assert [image.path for image in listed.splits["train"]] == list(FLAT[:3])
+    listed.tree.close()
+
+
+def test_a_zip_cannot_name_a_class_like_a_path(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
+        archive.writestr("train/../x.png", b"")
+        archive.writestr("train/a/x.png", b"")
         archive.writestr("val/a/x.png", b"")
 
     with pytest.raises(DatasetError, match="not a class name"):
@@ -452,7 +494,33 @@ def test_a_directory_entry_swallowed_by_the_one_before_is_noticed(tmp_path: Path
     raw[second + 33] = 8  # its comment is now 2,048 bytes long
     path.write_bytes(raw)
 
-    with pytest.raises(DatasetError, match=r"is damaged behind b'train/ant/a2\.JPEG'"):
+    with pytest.raises(DatasetError, match="2 members in the zip's directory, 5 by its end"):
+        list_images(path)
+
+
+def test_a_directory_of_70000_entries_is_counted_by_its_zip64_record(tmp_path: Path) -> None:
+    path = tmp_path / "many.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in (*FLAT, *(f"train/ant/{number}.png" for number in range(70_000))):
+            archive.writestr(name, b"")
+    listed = list_images(path)
+    assert len(listed.splits["train"]) == 70_003
+    listed.tree.close()
+    raw = bytearray(path.read_bytes())
+    raw[raw.rindex(b"PK\x06\x06") + 32] ^= 1
+    path.write_bytes(raw)
+
+    with pytest.raises(DatasetError, match=r"70,00. members in the zip's directory, 70,00. by"):
+        list_images(path)
+
+
+def test_a_member_without_a_name_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "files.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in (*FLAT, "/."):
+            archive.writestr(name, b"")
+
+    with pytest.raises(DatasetError, match="a member without a name; download it again"):
         list_images(path)
 
 

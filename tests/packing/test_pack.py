@@ -238,13 +238,14 @@ def test_a_list_of_all_images_gives_the_bytes_of_their_folders(source: Path, out
     for path in sorted(source.rglob("*.png"), reverse=True):
         split, name, file = path.parts[-3:]
         lines.append(f"{name};{split}/{name}/{file};{split}")
-    (source / "list.csv").write_text("\n".join(lines))
+    path = source.with_name("list.csv")
+    path.write_text("\n".join(lines))
     pack(source, out.with_name("folders"))
 
     pack(
         source,
         out,
-        csv=source / "list.csv",
+        csv=path,
         csv_path_column="file",
         csv_label_column="class",
         csv_split_column="fold",
@@ -660,12 +661,69 @@ def test_a_file_is_never_replaced(source: Path, out: Path) -> None:
 
 
 def test_the_source_itself_is_never_replaced(source: Path) -> None:
-    (source / "manifest.json").write_text("{}")
+    (source / "manifest.json").write_text('{"format": 1, "splits": {}}')
 
     with pytest.raises(DatasetError, match="source: also holds 'train', which pack did not write"):
         pack(source, source, overwrite=True)
 
     assert (source / "train/ant/000.png").is_file()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "[" * 9999, "", '{"splits": 3}', "\0"])
+def test_a_folder_with_some_other_manifest_is_not_replaced(
+    source: Path, out: Path, text: str
+) -> None:
+    out.mkdir()
+    (out / "manifest.json").write_text(text)
+
+    with pytest.raises(DatasetError, match=r"packed: its manifest\.json is none of pack's"):
+        pack(source, out, overwrite=True)
+    assert (out / "manifest.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "name", ["embeddings.npy", "config.json", "train-1.npy", "test-00000.npy", "train-00000.npy/x"]
+)
+def test_an_array_that_pack_did_not_write_is_not_replaced(
+    source: Path, out: Path, name: str
+) -> None:
+    pack(source, out)
+    if "/" in name:
+        (out / "train-00000.npy").unlink()
+        (out / "train-00000.npy").mkdir()
+    (out / name).write_bytes(b"mine")
+
+    with pytest.raises(DatasetError, match=f"also holds '{name.split('/')[0]}', which pack did"):
+        pack(source, out, overwrite=True)
+    assert (out / name).read_bytes() == b"mine"
+
+
+def test_out_may_lie_inside_the_source(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = pack(source, source / "packed")
+
+    assert pack(source, source / "packed", overwrite=True) == manifest
+    assert pack(source, source / "train/packed") == manifest
+    assert pack(source, source / "train/packed", overwrite=True) == manifest
+    assert [record.message for record in caplog.records if "packed.lock" in record.message] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/", "/: the root of a file system; name a folder inside it"),
+        ("loop", "loop: a symbolic link that leads to itself; remove it"),
+        ("file/out", "file/out: .*file is a file; name a folder elsewhere"),
+        ("file/a/out", "file/a/out: .*file is a file; name a folder elsewhere"),
+    ],
+)
+def test_an_out_that_cannot_be_is_named(
+    source: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(DatasetError, match=message):
+        pack(source, tmp_path / name)
 
 
 def test_a_packed_folder_that_holds_something_else_is_not_replaced(source: Path, out: Path) -> None:

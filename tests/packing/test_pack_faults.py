@@ -23,6 +23,7 @@ from tests.packing.test_pack import (
 )
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing import pack as packing
+from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.trees import MAX_FILE_BYTES
 from tinyvgg.shards.store import open_dataset, verify_dataset
 
@@ -54,13 +55,24 @@ def test_the_size_is_that_of_most_images_and_not_of_the_first(source: Path, out:
 def test_a_minority_of_any_extent_is_named_and_skipped(
     source: Path, out: Path, num_odd: int
 ) -> None:
-    for path in sorted(source.glob("train/*/*"))[:num_odd]:
+    paths = sorted(source.glob("train/*/*"), key=lambda path: (path.name, path.parent))
+    for path in paths[:num_odd]:
         write_image(path, known_pixels("train", "odd", 0, size=9))
 
     manifest = pack(source, out, on_bad="skip")
 
     assert (manifest.image.height, manifest.splits.train.num_images) == (8, 90 - num_odd)
     assert len(manifest.splits.train.skipped) == num_odd
+
+
+@pytest.mark.parametrize("name", ["ant", "bee", "cat"])
+def test_a_class_is_not_skipped_as_a_whole(source: Path, out: Path, name: str) -> None:
+    for path in (source / "train" / name).iterdir():
+        path.write_bytes(b"")
+
+    with pytest.raises(DatasetError, match=rf"every train image of 1 classes is bad \({name}\): "):
+        pack(source, out, on_bad="skip")
+    assert not list(out.parent.iterdir())
 
 
 @pytest.mark.parametrize("sizes", [(8, 9), (8, 9, 10), tuple(range(8, 20))])
@@ -233,3 +245,19 @@ def test_a_signal_ends_pack_in_one_line_and_leaves_nothing(
     assert errors.splitlines()[-1] == f"tinyvgg pack: {words}"
     assert "Traceback" not in errors
     assert_nothing_left(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 3}, "seed needs val_share"),
+        ({"csv_path_column": "file"}, "csv_.*_column needs csv"),
+        ({"csv_split_column": "fold"}, "csv_.*_column needs csv"),
+        ({"resize": 9_460}, "resize must be 1 to 9,459 pixels, got 9460"),
+    ],
+)
+def test_an_option_that_would_mean_nothing_is_refused(
+    source: Path, out: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PackConfig(source, out, **options)

@@ -8,6 +8,7 @@ import tyro
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_BYTES = 248_100_043
+MAX_RESIZE = 9_459  # 9,459 x 9,459 pixels are all that `decode` takes: 256 MiB
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
@@ -70,7 +71,7 @@ class PackConfig:
     csv_split_column: Optional[str] = None  # noqa: UP045 - as `resize`
     """Column of --csv that says train, val or test; 'split', if there is one."""
     on_bad: Literal["fail", "skip"] = "fail"
-    """Images that cannot be packed: stop and list them, or leave them out and list them."""
+    """Images that cannot be packed: stop and list them, or leave out up to half and list them."""
     overwrite: bool = False
     """Replace an existing OUT, at the end and only if everything went well."""
     json: bool = False
@@ -82,9 +83,14 @@ class PackConfig:
             raise ValueError(f"shard_size must be at least 1, got {self.shard_size}")
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
-        if self.resize is not None and not 1 <= self.resize <= 65_535:
-            raise ValueError(f"resize must be 1 to 65,535 pixels, got {self.resize}")
+        if self.resize is not None and not 1 <= self.resize <= MAX_RESIZE:
+            raise ValueError(f"resize must be 1 to {MAX_RESIZE:,} pixels, got {self.resize}")
         if self.val_share is not None and not 0 < self.val_share < 1:
             raise ValueError(f"val_share must be above 0 and below 1, got {self.val_share}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.seed and self.val_share is None:
+            raise ValueError("seed needs val_share: it says which images are held out")
+        columns = (self.csv_path_column, self.csv_label_column, self.csv_split_column)
+        if self.csv is None and columns != ("path", "label", None):
+            raise ValueError("csv_*_column needs csv: it names a column of that file")

@@ -12,6 +12,7 @@ relative paths; only reading differs.
 
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,10 @@ class ImageSource:
 
 
 def list_images(
-    source: Path, holdout: Holdout | None = None, csv_list: CsvList | None = None
+    source: Path,
+    holdout: Holdout | None = None,
+    csv_list: CsvList | None = None,
+    written: Collection[Path] = (),
 ) -> ImageSource:
     """Find classes and images of a folder or zip, without reading an image.
 
@@ -71,12 +75,13 @@ def list_images(
         source: a folder or a zip.
         holdout: what to set aside for val, where the source has no val split.
         csv_list: a file that says the class of each image; else folders say it.
+        written: resolved paths of what is being written meanwhile, which is no part of it.
 
     Raises:
         DatasetError: no known layout, a class without images, or annotations or a list that do
             not match the images.
     """
-    tree = open_tree(source)
+    tree = open_tree(source, written)
     try:
         if csv_list is None:
             found = find_images(str(source), tree, holdout)
@@ -87,6 +92,8 @@ def list_images(
         if not any(found.by_class["val"].values()):
             raise DatasetError(f"{source}: one image in each class, so none is held out for val")
         _say_held_out(str(source), found, holdout)
+        if len(class_folders) == 1:
+            logger.warning("%s: one class alone, %r: nothing to tell apart", source, *class_folders)
         words = read_words(str(source), tree) if WORDS in tree.list_folder("") else {}
     except BaseException:
         tree.close()

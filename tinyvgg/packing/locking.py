@@ -54,7 +54,7 @@ def _acquire(out: Path) -> BaseFileLock:
     Raises:
         Timeout: somebody else holds it.
     """
-    path = out.with_name(out.name + ".lock")
+    path, marker = name_locks(out)
     lock: BaseFileLock = FileLock(path, timeout=0)
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):
@@ -65,13 +65,14 @@ def _acquire(out: Path) -> BaseFileLock:
         if error.errno not in NO_FLOCK:
             raise
         path.unlink(missing_ok=True)  # it locks nothing there; a marker has a name of its own
-        lock = SoftFileLock(_name_marker(out), timeout=0)
+        lock = SoftFileLock(marker, timeout=0)
         lock.acquire()
     return lock
 
 
-def _name_marker(out: Path) -> Path:
-    return out.with_name(out.name + ".marker.lock")
+def name_locks(out: Path) -> tuple[Path, Path]:
+    """Name OUT's lock and the marker that is one where the kernel has none."""
+    return out.with_name(out.name + ".lock"), out.with_name(out.name + ".marker.lock")
 
 
 def _advise_marker(path: Path) -> str:

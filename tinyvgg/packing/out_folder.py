@@ -13,7 +13,26 @@ from pathlib import Path
 
 from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError
+from tinyvgg.packing.locking import name_locks
+from tinyvgg.shards.manifest import SHARD_NAME, is_manifest
 from tinyvgg.shards.store import MANIFEST_NAME
+
+
+def resolve_out(given: Path) -> Path:
+    """Return where OUT really is: a link stays, what it names is replaced.
+
+    Raises:
+        DatasetError: it is the root of a file system, below a file, or a link that leads nowhere.
+    """
+    out = Path(os.path.realpath(given))
+    if not out.name:
+        raise DatasetError(f"{given}: the root of a file system; name a folder inside it")
+    if out.is_symlink():
+        raise DatasetError(f"{given}: a symbolic link that leads to itself; remove it")
+    above = next(folder for folder in out.parents if folder.exists())
+    if not above.is_dir():
+        raise DatasetError(f"{given}: {above} is a file; name a folder elsewhere")
+    return out
 
 
 def check_beside(given: Path, out: Path) -> None:
@@ -59,11 +78,24 @@ def check_out(given: Path, out: Path, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise DatasetError(f"{given}: exists already; pass --overwrite to replace it")
-    others = sorted(path.name for path in out.iterdir() if path.suffix not in (".npy", ".json"))
+    read_packed = "it is not replaced; remove it, or name another folder"
+    try:
+        is_packed = is_manifest((out / MANIFEST_NAME).read_bytes())
+    except OSError as error:
+        raise DatasetError(f"{out / MANIFEST_NAME}: {error.strerror}; {read_packed}") from error
+    if not is_packed:
+        raise DatasetError(f"{given}: its {MANIFEST_NAME} is none of pack's; {read_packed}")
+    others = sorted(path.name for path in out.iterdir() if not _is_ours(path))
     if others:
         raise DatasetError(
             f"{given}: also holds {others[0]!r}, which pack did not write; move it elsewhere"
         )
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether pack wrote a file of a packed folder."""
+    is_name = path.name == MANIFEST_NAME or SHARD_NAME.fullmatch(path.name)
+    return bool(is_name) and path.is_file() and not path.is_symlink()
 
 
 def _check_empty(given: Path, out: Path) -> None:
@@ -98,6 +130,16 @@ def publish(partial: Path, out: Path) -> None:
     sync_folder(out.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
+
+
+def name_written(out: Path) -> list[Path]:
+    """Name all that is written for OUT: itself, its lock, and what it is before and after."""
+    return [out, name_partial(out), *name_locks(out), _name_replaced(out)]
+
+
+def name_partial(out: Path) -> Path:
+    """Name the folder that becomes OUT."""
+    return out.with_name(out.name + ".partial")
 
 
 def _name_replaced(out: Path) -> Path:

@@ -44,7 +44,14 @@ from tinyvgg.packing.folders import ImageSource, SourceImage, list_images, show_
 from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.interrupts import run_interruptible
 from tinyvgg.packing.locking import hold_lock
-from tinyvgg.packing.out_folder import check_beside, check_out, publish
+from tinyvgg.packing.out_folder import (
+    check_beside,
+    check_out,
+    name_partial,
+    name_written,
+    publish,
+    resolve_out,
+)
 from tinyvgg.packing.sizes import find_image_format, read_image
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
@@ -108,18 +115,18 @@ def pack_images(
         DatasetError: the source or OUT cannot be used as they are; nothing is left behind.
         OSError: the disk cannot be written; nothing is left behind.
     """
-    out = config.out.resolve()  # a link stays, what it names is replaced
+    out = resolve_out(config.out)
     check_beside(config.out, out)
     with hold_lock(out, "tinyvgg pack"), contextlib.ExitStack() as stack:
         check_out(config.out, out, overwrite=config.overwrite)
-        partial = out.with_name(out.name + ".partial")
+        partial = name_partial(out)
         if partial.exists():  # of a killed run: nobody else holds the lock
             shutil.rmtree(partial)
         # Pillow warns of odd EXIF or palettes; only the pixels matter. Here, once, because
         # filters belong to the process and decode threads would restore each other's.
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        source = _list_source(config)
+        source = _list_source(config, out)
         stack.callback(source.tree.close)
         noting = NotingTree(source.tree, (image.path for image in source.splits["val"]))
         image = find_image_format(source, config.resize, config.workers or _num_cores())
@@ -189,9 +196,16 @@ class _Packer:
         """Return the images without the bad ones, and remove what was written of the split."""
         dropped = {image.path for image, _ in bad}
         left = [image for image in images if image.path not in dropped]
+        reasons = [(show_path(image.path), reason) for image, reason in bad]
+        without = {image.label for image in images} - {image.label for image in left}
+        if split == "train" and without:
+            names = ", ".join(show_path(self.source.class_folders[n]) for n in sorted(without)[:3])
+            title = f"{self.source.name}: every train image of {len(without):,} classes is bad"
+            raise DatasetError(
+                bad_files_text(f"{title} ({names})", reasons, "mend them, or remove the classes")
+            )
         if len(left) < len(bad):
             title = f"{self.source.name}: {len(bad):,} of {len(images):,} {split} images are bad"
-            reasons = [(show_path(image.path), reason) for image, reason in bad]
             raise DatasetError(
                 bad_files_text(title, reasons, "so many are not skipped, mend or remove them")
             )
@@ -309,13 +323,13 @@ def _count_rows(image_bytes: int, num_decoders: int) -> int:
     return num_rows
 
 
-def _list_source(config: PackConfig) -> ImageSource:
+def _list_source(config: PackConfig, out: Path) -> ImageSource:
     holdout = None if config.val_share is None else Holdout(config.val_share, config.seed)
     csv_list = None
     if config.csv is not None:
         columns = config.csv_path_column, config.csv_label_column, config.csv_split_column
         csv_list = CsvList(config.csv, *columns)
-    return list_images(config.source, holdout, csv_list)
+    return list_images(config.source, holdout, csv_list, name_written(out))
 
 
 def _warn_of_equal(name: str, val_paths: list[str], val: SplitRecord) -> None:

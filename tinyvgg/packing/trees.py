@@ -11,7 +11,7 @@ import threading
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -62,36 +62,46 @@ class FileTree(Protocol):
 class _Folder:
     """A folder. Symbolic links are followed, each real folder once along a path."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = str(root)
+    def __init__(self, root: Path, written: Collection[Path]) -> None:
+        self.root = self.top = str(root)
+        self.written = {str(path) for path in written}
+        self.written_names = {path.name for path in written}
 
     def enter(self, folder: str) -> None:
         self.root = f"{self.root}/{folder}"
 
     def list_folder(self, folder: str) -> list[str]:
+        return [f"{name}/" if is_folder else name for name, is_folder in self._scan(folder)]
+
+    def _scan(self, folder: str) -> list[tuple[str, bool]]:
+        """Return (name, whether it is a folder) of all that is directly in a folder."""
         with os.scandir(f"{self.root}/{folder}") as entries:
-            return [f"{entry.name}/" if _is_folder(entry) else entry.name for entry in entries]
+            return [
+                (entry.name, _is_folder(entry))
+                for entry in entries
+                if entry.name not in self.written_names
+                or os.path.realpath(entry.path) not in self.written
+            ]
 
     def list_files(self, folder: str) -> Iterator[str]:
         prefix = f"{folder}/" if folder else ""
         yield from (prefix + name for name in self.list_folder(folder) if name.endswith("/"))
-        yield from self._walk(prefix, frozenset())
-
-    def _walk(self, prefix: str, parents: frozenset[str]) -> Iterator[str]:
-        real = os.path.realpath(f"{self.root}/{prefix}")
-        if real in parents or not os.path.isdir(real):  # noqa: PTH112
-            return
-        with os.scandir(real) as entries:
-            for entry in entries:
-                path = prefix + entry.name
-                if not _is_folder(entry):
-                    yield path
-                    continue
-                try:
-                    yield from self._walk(f"{path}/", parents | {real})
-                except PermissionError:
-                    if not is_hidden(entry.name):  # lost+found is root's
-                        raise
+        above = {os.path.realpath(path) for path in (self.top, self.root)} if folder else set()
+        to_do = [(prefix, frozenset(above))]
+        while to_do:
+            prefix, parents = to_do.pop()
+            real = os.path.realpath(f"{self.root}/{prefix}")
+            if real in parents or not os.path.isdir(real):  # noqa: PTH112
+                continue
+            try:
+                inside = self._scan(prefix)
+            except PermissionError:
+                if not is_hidden(prefix[:-1].rpartition("/")[2]):  # lost+found is root's
+                    raise
+                continue
+            parents |= {real}
+            yield from (prefix + name for name, is_folder in inside if not is_folder)
+            to_do += [(f"{prefix}{name}/", parents) for name, is_folder in inside if is_folder]
 
     def read_file(self, path: str) -> bytes:
         return read_regular_file(f"{self.root}/{path}", MAX_FILE_BYTES)
@@ -145,6 +155,11 @@ class _Zip:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
         num_bytes = path.stat().st_size
+        num_members = self._read_count(num_bytes)
+        if num_members not in (len(infos), len(infos) % 65_536):  # old programs wrap around
+            raise zipfile.BadZipFile(
+                f"{len(infos):,} members in the zip's directory, {num_members:,} by its end record"
+            )
         members = {}
         for info in infos:
             name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
@@ -155,10 +170,21 @@ class _Zip:
                 raise zipfile.BadZipFile(f"{name!r} ends behind the zip's {num_bytes:,} bytes")
             if self._pread(30 + len(name), info.header_offset)[30:] != name:
                 raise zipfile.BadZipFile(f"the zip's directory is damaged at {name!r}")
-            if b"PK\x01\x02" in info.extra or b"PK\x01\x02" in info.comment:  # the next members
-                raise zipfile.BadZipFile(f"the zip's directory is damaged behind {name!r}")
-            members[path_inside] = info
+            if path_inside:
+                members[path_inside] = info
+            elif not name.endswith(b"/"):  # "./" is the top
+                raise zipfile.BadZipFile("the zip's directory is damaged: a member without a name")
         return members
+
+    def _read_count(self, num_bytes: int) -> int:
+        """Return the number of members by the record at the end of a zip, or by its ZIP64 one."""
+        tail_bytes = min(num_bytes, 22 + 65_535 + 76)  # the record, its comment, ZIP64's two
+        tail = self._pread(tail_bytes, num_bytes - tail_bytes)
+        end = tail.rindex(b"PK\x05\x06")
+        (count,) = struct.unpack_from("<H", tail, end + 10)
+        if count == 65_535 and (zip64 := tail.rfind(b"PK\x06\x06", 0, end)) >= 0:
+            (count,) = struct.unpack_from("<Q", tail, zip64 + 32)
+        return int(count)
 
     def list_folder(self, folder: str) -> list[str]:
         return self.folders.get(folder, [])
@@ -215,8 +241,15 @@ class _Zip:
 
 
 def _with_slashes(name: str) -> str:
-    """Return the name of a member with '/': old .NET and PowerShell 5 write backslashes."""
-    return name if "/" in name else name.replace("\\", "/")
+    """Return the path of a member as unzip takes it: '/train//a' and './train/a' are 'train/a'.
+
+    Old .NET and PowerShell 5 write backslashes for '/'.
+    """
+    path = name if "/" in name else name.replace("\\", "/")
+    if path.startswith(("/", "./")) or "//" in path or "/./" in path:
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        path = "/".join(parts) + "/" * (path.endswith("/") and len(parts) > 0)
+    return path
 
 
 def _list_folders(names: Iterable[str]) -> dict[str, list[str]]:
@@ -235,14 +268,18 @@ def _list_folders(names: Iterable[str]) -> dict[str, list[str]]:
     return dict(inside)
 
 
-def open_tree(source: Path) -> FileTree:
+def open_tree(source: Path, written: Collection[Path] = ()) -> FileTree:
     """Open a folder or a zip.
+
+    Args:
+        source: its path.
+        written: resolved paths of what is being written meanwhile; a folder is listed without.
 
     Raises:
         DatasetError: it is neither, or not there.
     """
     if source.is_dir():
-        return _Folder(source)
+        return _Folder(source, written)
     if not source.exists():
         raise DatasetError(f"{source}: no such folder or zip; run 'tinyvgg download' or 'synth'")
     if not source.is_file():

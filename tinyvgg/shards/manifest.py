@@ -59,7 +59,7 @@ class ClassRecord(_Record):
 
 
 class HeadChecksums(_Record):
-    """CRC-32 of the first 4 KiB of a shard's two files: tells shards apart without reading them."""
+    """CRC-32 of the first 4 KiB of a shard's two files: tells shards apart that begin unlike."""
 
     images: Crc32
     labels: Crc32
@@ -174,9 +174,21 @@ class Manifest(_Record):
         return record
 
 
+SHARD_NAME = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5,}}(?:\.labels)?\.npy")
+
+
 def shard_file_names(split: str, index: int) -> tuple[str, str]:
     """Name the image file and the label file of a shard."""
     return f"{split}-{index:05d}.npy", f"{split}-{index:05d}.labels.npy"
+
+
+def is_manifest(data: bytes) -> bool:
+    """Tell whether bytes are a manifest, of whatever format, damaged or not as to its values."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and {"format", "splits"} <= set(fields)
 
 
 def render_manifest(manifest: Manifest) -> bytes:
