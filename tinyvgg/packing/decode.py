@@ -53,6 +53,7 @@ JPEG_WORKING_BYTES = 8  # a pixel: the coefficients of a progressive one
 SMALL_PIXELS = 2**20  # below this, memory is not counted
 JPEG_START = b"\xff\xd8"
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
+NOTHING_TAKEN: AbstractContextManager[None] = nullcontext()
 UNNAMED_SUBSAMPLING = "Could not determine subsampling"
 
 
@@ -66,7 +67,7 @@ class _MemoryBudget:
     def taken(self, num_pixels: int, bytes_per_pixel: int) -> AbstractContextManager[None]:
         """Wait for memory, and hold it for the length of a `with` block."""
         if num_pixels <= SMALL_PIXELS:
-            return nullcontext()
+            return NOTHING_TAKEN
         return self._taken(min(num_pixels * bytes_per_pixel, self.num_bytes))
 
     @contextmanager
@@ -118,7 +119,7 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
     height, width, _ = pixels.shape
     found = _plain_jpeg_size(data)
     if found == (height, width) and not resize:
-        with _memory.taken(height * width, JPEG_WORKING_BYTES), _refusing("cannot be decoded"):
+        with _memory.taken(height * width, JPEG_WORKING_BYTES), _Refusing("cannot be decoded"):
             simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
         return
     with _open_image(data) as image:
@@ -128,7 +129,7 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
                 "drop it, or pack with --resize"
             )
         with _memory.taken(_count_pixels(image), WORKING_BYTES):
-            with _refusing("cannot be decoded"):
+            with _Refusing("cannot be decoded"):
                 if found is not None:
                     rgb = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
                 else:
@@ -167,7 +168,7 @@ def _open_image(data: bytes) -> Image.Image:
     """Read the header of an image, which must be of a known format and not too large."""
     if not data:
         raise DatasetError("0 bytes, expected an image")
-    with _refusing(f"{len(data):,} bytes that are not an image", is_reason_told=False):
+    with _Refusing(f"{len(data):,} bytes that are not an image", is_reason_told=False):
         _import_plugins()
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -201,18 +202,28 @@ def _count_pixels(image: Image.Image) -> int:
     return max(image.width * image.height, width * height)
 
 
-@contextmanager
-def _refusing(what: str, *, is_reason_told: bool = True) -> Iterator[None]:
-    """Turn whatever a decoder raises into a `DatasetError`, save what is the machine's fault."""
-    try:
-        yield
-    except (DatasetError, MemoryError):
-        raise
-    except Exception as error:
+class _Refusing:
+    """Turns what a decoder raises into a `DatasetError`, save what is the machine's fault.
+
+    A class, as two generators would take a tenth of what decoding a 64 x 64 JPEG does.
+    """
+
+    __slots__ = ("is_reason_told", "what")
+
+    def __init__(self, what: str, *, is_reason_told: bool = True) -> None:
+        self.what = what
+        self.is_reason_told = is_reason_told
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, (DatasetError, MemoryError)):
+            return
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the system; the decoders' own have no number
-        reason = f" ({error or type(error).__name__})" if is_reason_told else ""
-        raise DatasetError(what + reason) from error
+            return  # of the system; the decoders' own have no number
+        reason = f" ({error or type(error).__name__})" if self.is_reason_told else ""
+        raise DatasetError(self.what + reason) from error
 
 
 def _cut_square(image: Image.Image, side: int) -> Image.Image:

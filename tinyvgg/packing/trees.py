@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from tinyvgg.errors import DatasetError, naming
+from tinyvgg.errors import DatasetError
 from tinyvgg.packing.file_kinds import is_hidden
 from tinyvgg.regular import read_regular_file
 
@@ -229,12 +229,15 @@ class _Zip:
         return content
 
     def _pread(self, num_bytes: int, offset: int) -> bytes:
-        if hasattr(os, "pread"):
-            with naming(self.path):
+        try:
+            if hasattr(os, "pread"):
                 return os.pread(self.file.fileno(), num_bytes, offset)
-        with naming(self.path), self.lock:
-            self.file.seek(offset)
-            return self.file.read(num_bytes)
+            with self.lock:
+                self.file.seek(offset)
+                return self.file.read(num_bytes)
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def close(self) -> None:
         self.file.close()
