@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import TypeVar
 
+ALL_SIGNALS = signal.valid_signals() if hasattr(signal, "pthread_sigmask") else set()
 Result = TypeVar("Result")
 
 
@@ -61,7 +62,7 @@ def _signals_held() -> Iterator[None]:
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
     try:
         yield
     finally:

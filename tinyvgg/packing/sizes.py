@@ -53,19 +53,18 @@ def _count_sizes(
 ) -> tuple[Counter[tuple[int, int]], list[tuple[str, str]]]:
     """Count the (height, width) of some images by their headers, and list what has none."""
 
+    def read_size(image: SourceImage) -> tuple[int, int] | str:
+        try:
+            return read_image_size(read_image(source, image))
+        except DatasetError as error:
+            return str(error)
+
     def read_sizes(stop: Event) -> list[tuple[int, int] | str]:
-        def read_size(image: SourceImage) -> tuple[int, int] | str:
-            if stop.is_set():
-                return "interrupted"
-            try:
-                return read_image_size(read_image(source, image))
-            except DatasetError as error:
-                return str(error)
-
         with ThreadPoolExecutor(num_threads) as pool:
-            return list(pool.map(read_size, images))
+            return list(pool.map(lambda image: "" if stop.is_set() else read_size(image), images))
 
-    found = run_interruptible(read_sizes)
+    is_sample = len(images) <= SAMPLE_IMAGES  # threads would take longer to start
+    found = list(map(read_size, images)) if is_sample else run_interruptible(read_sizes)
     bad_files = [
         (show_path(image.path), size)
         for image, size in zip(images, found, strict=True)
