@@ -9,7 +9,7 @@ the runs: the same command goes on with one that was interrupted, and repeats no
 Every run is `tinyvgg train`, scored in eval mode on all validation images after each epoch. The
 target is the better of the best accuracies that the reference recipe reaches in 20 epochs, as it is
 and with He's initial weights. PFLOP are 10^15 analytic operations of every image seen, at its
-size (`tinyvgg.training.summary`), until the end of the first epoch at or above the target.
+size (`tinyvgg.model.summary`), until the end of the first epoch at or above the target.
 """
 
 import argparse

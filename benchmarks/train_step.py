@@ -24,14 +24,14 @@ from benchmarks.measure import (
     write_record,
 )
 from tinyvgg.loading.batch import Batch
-from tinyvgg.model import STAGE_CHANNELS, VGG_Net
+from tinyvgg.model.summary import train_flop
+from tinyvgg.model.vgg import STAGE_CHANNELS, VGG_Net
 from tinyvgg.reporting.bench import Work
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.config import CPU_STEPS, RECIPES, TrainConfig
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.state import build_model
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
-from tinyvgg.training.summary import train_flop
 
 NUM_CLASSES = 100
 BATCH_NORM = "tinyvgg step, recipe fast-bn"

@@ -40,8 +40,8 @@ from torch._inductor.virtualized import V  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp  # noqa: E402
 
-from tinyvgg.dropout import Dropout  # noqa: E402
 from tinyvgg.loading.batch import transform_images  # noqa: E402
+from tinyvgg.model.dropout import Dropout  # noqa: E402
 from tinyvgg.training.config import TrainConfig  # noqa: E402
 from tinyvgg.training.muon import update_convolutions  # noqa: E402
 from tinyvgg.training.state import build_model  # noqa: E402

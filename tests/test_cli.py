@@ -14,8 +14,8 @@ import torch
 
 from tinyvgg.cli import COMMANDS, explain_error, find_flag, main
 from tinyvgg.errors import naming
+from tinyvgg.model.summary import train_flop
 from tinyvgg.shards.store import PackedDataset, open_dataset, write_manifest
-from tinyvgg.training.summary import train_flop
 
 REPOSITORY = Path(__file__).parents[1]
 # a step of it takes a CPU a fifth of one of recipe fast, which the quick start trains

@@ -505,9 +505,9 @@ def print_epoch(metrics: "EpochMetrics", num_epochs: int, show: Callable[[str], 
 
 def print_summary(config: "TrainConfig", dataset: "PackedDataset") -> None:
     """Print layers, parameters and operations of a network on images as they are packed."""
+    from tinyvgg.model.summary import summarize_network, train_flop
     from tinyvgg.reporting.console import print_json, print_line, print_tables
     from tinyvgg.reporting.tables import render_summary
-    from tinyvgg.training.summary import summarize_network, train_flop
 
     image = dataset.manifest.image
     shape = (config.arch, len(dataset.class_names), image.height, image.width)

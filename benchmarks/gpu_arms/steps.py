@@ -33,13 +33,13 @@ from tinyvgg.inference.evaluate import evaluate_network
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Batch
 from tinyvgg.loading.open import Loader
+from tinyvgg.model.summary import train_flop
 from tinyvgg.reporting.bench import time_window
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.config import RECIPES, TrainConfig
 from tinyvgg.training.loop import train
 from tinyvgg.training.state import Training, open_training
 from tinyvgg.training.step import build_optimizer
-from tinyvgg.training.summary import train_flop
 
 LEARNING_RATE = 1e-4  # of the step alone, which sees one batch again and again
 LEARNING_RATES = {"muon": 0.02, "sgd": 0.05}  # of the loop at its peak, far beyond what is run

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tinyvgg.model import build_network
+from tinyvgg.model.vgg import build_network
 from tinyvgg.training.average import AveragedNetwork
 
 

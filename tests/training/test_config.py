@@ -3,7 +3,7 @@ from typing import get_args
 
 import pytest
 
-from tinyvgg.model import ARCHS, check_image_size
+from tinyvgg.model.vgg import ARCHS, check_image_size
 from tinyvgg.training.config import (
     CPU_STEPS,
     CUDA_STEPS,

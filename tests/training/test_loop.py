@@ -14,13 +14,13 @@ from tinyvgg.errors import CheckpointError, DivergedError, ShardError
 from tinyvgg.inference.evaluate import evaluate_network
 from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.open import open_loader
+from tinyvgg.model.summary import train_flop
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.loop import StepReport, finish_epoch, save_run, train
 from tinyvgg.training.run import RunFolder, read_run_config
 from tinyvgg.training.signals import StopRequested, stop_request
 from tinyvgg.training.state import Training, open_training
-from tinyvgg.training.summary import train_flop
 
 CPU = torch.device("cpu")
 RECIPE = {"arch": "vgg_net", "optimizer": "muon", "learning_rate": 0.0, "sizes": (), "dropout": 0.0}

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.closeness import relative_error
 from tinyvgg.loading.batch import Batch, resize_images, scaled_size
-from tinyvgg.model import VGG_Net
+from tinyvgg.model.vgg import VGG_Net
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.state import build_model
 from tinyvgg.training.step import (

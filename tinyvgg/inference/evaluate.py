@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import BatchLoader, resize_images
 from tinyvgg.loading.open import channel_triple, is_distributed
-from tinyvgg.model import ARCHS, Network, build_network
+from tinyvgg.model.vgg import ARCHS, Network, build_network
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.checkpoint import NetworkFields, parse_fields, read_checkpoint

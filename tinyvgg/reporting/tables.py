@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyvgg.errors import naming, printable
+from tinyvgg.model.summary import LayerSummary
 from tinyvgg.shards.manifest import SPLITS
 from tinyvgg.shards.store import PackedDataset
-from tinyvgg.training.summary import LayerSummary
 
 
 def describe_dataset(dataset: PackedDataset) -> dict[str, Any]:

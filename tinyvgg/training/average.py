@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyvgg.model import Network
+from tinyvgg.model.vgg import Network
 
 
 class AveragedNetwork:

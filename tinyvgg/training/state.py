@@ -15,7 +15,8 @@ from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import scaled_size
 from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.open import Loader, is_distributed, open_loader
-from tinyvgg.model import Network, build_network, check_image_size, initialize_he
+from tinyvgg.model.summary import train_flop
+from tinyvgg.model.vgg import Network, build_network, check_image_size, initialize_he
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.average import AveragedNetwork
@@ -29,7 +30,6 @@ from tinyvgg.training.config import (
 from tinyvgg.training.devices import agree_on
 from tinyvgg.training.run import EpochMetrics, RunFolder, read_run_config
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer, pixels_at
-from tinyvgg.training.summary import train_flop
 
 logger = logging.getLogger("tinyvgg")
 

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from tinyvgg.compiling import compile_apart
-from tinyvgg.pooling import PlacedPoolRelu, can_pool, max_pool_relu, pool_relu
+from tinyvgg.model.pooling import PlacedPoolRelu, can_pool, max_pool_relu, pool_relu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

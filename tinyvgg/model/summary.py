@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from tinyvgg.model import build_network
+from tinyvgg.model.vgg import build_network
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyvgg.dropout import Dropout
-from tinyvgg.pooling import max_pool_relu
+from tinyvgg.model.dropout import Dropout
+from tinyvgg.model.pooling import max_pool_relu
 
 STAGE_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
 

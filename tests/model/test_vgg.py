@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from tests.closeness import relative_error
-from tinyvgg.model import ARCHS, VGG_Net, build_network, check_image_size, initialize_he
+from tinyvgg.model.vgg import ARCHS, VGG_Net, build_network, check_image_size, initialize_he
 
 GOLDEN = json.loads((Path(__file__).parent / "vgg_net_golden.json").read_text())
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyvgg.model import ARCHS, build_network
-from tinyvgg.training.summary import summarize_network, train_flop
+from tinyvgg.model.summary import summarize_network, train_flop
+from tinyvgg.model.vgg import ARCHS, build_network
 
 
 @pytest.mark.parametrize(("arch", "pixels"), [(arch, 48) for arch in ARCHS] + [("vgg_net", 64)])

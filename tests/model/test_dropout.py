@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyvgg.dropout import Dropout
+from tinyvgg.model.dropout import Dropout
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
