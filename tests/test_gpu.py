@@ -24,7 +24,7 @@ from tests.loading.test_dali import assert_equal_batches
 from tinyvgg.inference.evaluate import evaluate_network
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import resize_images
-from tinyvgg.loading.open import Loader
+from tinyvgg.loading.loader import Loader
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.loop import train

@@ -150,8 +150,9 @@ def run_train(argv: Sequence[str]) -> int:
     """Train a VGG network; score it after every epoch."""
     config = parse_train_config(argv)
 
+    from tinyvgg.ranks import joined_world
     from tinyvgg.shards.store import open_dataset
-    from tinyvgg.training.devices import find_device, joined_world
+    from tinyvgg.training.devices import find_device
     from tinyvgg.training.run import RunFolder
     from tinyvgg.training.signals import stop_request
     from tinyvgg.training.state import check_sizes, open_training

@@ -32,7 +32,7 @@ from tinyvgg.errors import BackendUnavailable
 from tinyvgg.inference.evaluate import evaluate_network
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Batch
-from tinyvgg.loading.open import Loader
+from tinyvgg.loading.loader import Loader
 from tinyvgg.model.summary import train_flop
 from tinyvgg.reporting.bench import time_window
 from tinyvgg.shards import open_dataset

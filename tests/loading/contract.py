@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Batch, Normalization
-from tinyvgg.loading.open import Loader
+from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.shards.store import PackedDataset
 

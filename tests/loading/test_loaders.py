@@ -35,7 +35,7 @@ from tests.loading.contract import (
 )
 from tinyvgg.errors import ShardError
 from tinyvgg.loading import LoaderConfig, host_kernel, open_loader
-from tinyvgg.loading.open import Loader
+from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.resident import ResidentSource
 from tinyvgg.shards.store import PackedDataset, open_dataset

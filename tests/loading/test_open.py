@@ -14,7 +14,7 @@ import torch.distributed
 import tinyvgg.loading
 from tinyvgg.errors import BackendUnavailable, ShardError
 from tinyvgg.loading import LoaderConfig, open_loader
-from tinyvgg.loading.open import Loader
+from tinyvgg.loading.loader import Loader
 from tinyvgg.shards.manifest import Manifest
 from tinyvgg.shards.store import PackedDataset, open_dataset, write_manifest
 

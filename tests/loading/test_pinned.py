@@ -23,7 +23,7 @@ from tests.loading.contract import (
     source_arguments,
 )
 from tinyvgg.loading import LoaderConfig, open_loader, pinned
-from tinyvgg.loading.open import Loader
+from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import NUM_SLOTS, PinnedSource
 from tinyvgg.shards.store import PackedDataset
 

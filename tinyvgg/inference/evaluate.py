@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tinyvgg.errors import CheckpointError
-from tinyvgg.loading.batch import BatchLoader, resize_images
-from tinyvgg.loading.open import channel_triple, is_distributed
+from tinyvgg.loading.batch import channel_triple, resize_images
+from tinyvgg.loading.loader import Loader
 from tinyvgg.model.vgg import ARCHS, Network, build_network
+from tinyvgg.ranks import is_distributed
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.checkpoint import NetworkFields, parse_fields, read_checkpoint
@@ -76,7 +77,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate_network(
     network: Network,
-    loader: BatchLoader,
+    loader: Loader,
     num_classes: int,
     *,
     amp: str,

@@ -11,10 +11,10 @@ float32. On CUDA that pass is `transform_images` below, compiled; on the CPU it 
 `host_kernel.py`. A test compares both with a slow obvious one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,36 +45,17 @@ class Batch:
     num_valid: int
 
 
-class BatchLoader(Protocol):
-    """What `open_loader` returns, whatever the backend.
-
-    A batch is valid until the next one is asked for: backends reuse their buffers.
-    """
-
-    batch_size: int
-    backend: str
-
-    def __len__(self) -> int:
-        """Return the steps of a full epoch."""
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield an epoch from its start."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the current epoch, its rest after `load_state_dict`; a finished one moves on."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the loader stands: four JSON fields, under 1 kB."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another loader stood. Raises: ShardError for another data set."""
-
-
 class BatchSource(Protocol):
     """A backend: turns the plan of an epoch into batches, one a step, in order."""
 
     def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
         """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
+
+
+def channel_triple(values: Iterable[float]) -> tuple[float, float, float]:
+    """Return three values, one a channel, as a tuple."""
+    red, green, blue = values
+    return red, green, blue
 
 
 @dataclass(frozen=True)

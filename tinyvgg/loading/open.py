@@ -1,7 +1,7 @@
 """Open: a data set, a split and a config to the loader that follows the plan.
 
 From: `shards.store.open_dataset` and a `LoaderConfig`.
-To:   `training` and `inference`, which see a `BatchLoader` and no backend.
+To:   `training` and `inference`, which see a `Loader` and no backend.
 
 `auto` picks a backend and says why in one line, through the logger "tinyvgg". A backend that
 was asked for by name and cannot run is an error.
@@ -10,18 +10,15 @@ was asked for by name and cannot run is an error.
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
 
 import torch
-import torch.distributed
 
 from tinyvgg.errors import BackendUnavailable, ShardError
-from tinyvgg.loading.batch import DTYPES, Batch, BatchSource, Normalization
+from tinyvgg.loading.batch import DTYPES, BatchSource, Normalization, channel_triple
 from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
-from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.loading.resident import ResidentSource
 from tinyvgg.shards.store import PackedDataset, Split, open_dataset
 
@@ -37,7 +34,7 @@ def open_loader(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> "Loader":
+) -> Loader:
     """Open one split of a data set for reading.
 
     Rank and world size come from `torch.distributed` where it is initialized.
@@ -112,115 +109,6 @@ def _find_source(backend: str) -> Callable[..., BatchSource]:
 
         return DaliSource
     return PinnedSource if backend == "torch" else ResidentSource
-
-
-class Loader:
-    """Follows the plan of a split through one backend; see `BatchLoader` for the contract."""
-
-    def __init__(
-        self,
-        split: Split,
-        config: LoaderConfig,
-        source: BatchSource,
-        backend: str,
-        normalization: Normalization,
-        manifest_sha256: str,
-    ) -> None:
-        is_train = split.name == "train"
-        self.split = split
-        self.source = source
-        self.backend = backend
-        self.batch_size = config.batch_size
-        in_group = is_distributed()
-        self.rank = torch.distributed.get_rank() if in_group else 0
-        self.world_size = torch.distributed.get_world_size() if in_group else 1
-        if self.batch_size % self.world_size:
-            raise ValueError(
-                f"batch_size must be divisible by the world size {self.world_size}, "
-                f"got {self.batch_size}"
-            )
-        augment = is_train if config.augment is None else config.augment
-        self.plan = EpochPlanner(
-            split.labels,
-            self.batch_size,
-            shuffle=is_train if config.shuffle is None else config.shuffle,
-            augment=augment and (config.crop_pixels > 0 or config.flip),
-            drop_last=is_train if config.drop_last is None else config.drop_last,
-            rank=self.rank,
-            world_size=self.world_size,
-            crop_pixels=config.crop_pixels,
-            flip=config.flip,
-        )
-        if len(self) == 0:
-            raise ValueError(
-                f"batch_size must be at most {split.num_images:,}, the images of split "
-                f"{split.name!r}, got {self.batch_size:,}"
-            )
-        self.normalization = normalization
-        self.state = LoaderState(config.seed, 0, 0, manifest_sha256)
-        self.is_resumed = False  # the next epoch begins inside, where `load_state_dict` says
-
-    def __len__(self) -> int:
-        """Return the steps of a full epoch."""
-        return self.plan.num_steps
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield an epoch from its start."""
-        if epoch < 0:
-            raise ValueError(f"epoch must be at least 0, got {epoch}")
-        self.state, self.is_resumed = replace(self.state, epoch=epoch), False
-        return iter(self)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Begin the current epoch, or after `load_state_dict` go on inside it; then the next."""
-        if not self.is_resumed:
-            self.state = replace(self.state, images_consumed=0)
-        self.is_resumed = False
-        return self._follow(self.state)
-
-    def _follow(self, state: LoaderState) -> Iterator[Batch]:
-        """Yield what is left of an epoch, keeping `self.state` at what was yielded."""
-        planned = self.plan(state)
-        if len(planned) == 0:  # resumed with a larger batch than what was left
-            yield from self._follow(state.next_epoch())
-            return
-        for step, batch in enumerate(self.source.batches(self.plan, state)):
-            self.state = state.after(planned, step)
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the loader stands: four JSON fields, under 1 kB."""
-        return self.state.to_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another loader stood, in the next epoch that is begun and only there.
-
-        Raises:
-            ShardError: the state is of another data set.
-            ValueError: it is no loader state.
-        """
-        if set(state) != set(self.state.to_dict()):
-            raise ValueError(f"loader state must have {', '.join(self.state.to_dict())}")
-        loaded = LoaderState(**state)
-        if loaded.manifest_sha256 != self.state.manifest_sha256:
-            raise ShardError(
-                f"loader state is of data set {loaded.manifest_sha256[:12]}…, this one is "
-                f"{self.state.manifest_sha256[:12]}…; open the data set it was saved with"
-            )
-        if not 0 <= loaded.images_consumed <= self.split.num_images or loaded.epoch < 0:
-            raise ValueError(f"loader state is out of range: {state}")
-        self.state, self.is_resumed = loaded, True
-
-
-def is_distributed() -> bool:
-    """Return whether this process is one of a group that trains together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def channel_triple(values: Iterable[float]) -> tuple[float, float, float]:
-    """Return three values, one a channel, as a tuple."""
-    red, green, blue = values
-    return red, green, blue
 
 
 def _find_device(device: torch.device) -> torch.device:

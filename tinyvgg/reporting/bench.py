@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from tinyvgg.errors import BackendUnavailable
-from tinyvgg.loading.batch import Batch, BatchLoader
+from tinyvgg.loading.batch import Batch
 from tinyvgg.loading.config import BACKENDS, Backend, LoaderConfig
+from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.open import open_loader
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
@@ -128,7 +129,7 @@ def _pack_again(dataset: PackedDataset, scratch: Path) -> Work:
     return work
 
 
-def _load(loader: BatchLoader) -> Work:
+def _load(loader: Loader) -> Work:
     def endless() -> Iterator[Batch]:
         while True:
             yield from loader

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from tinyvgg.loading.open import is_distributed
+from tinyvgg.ranks import is_distributed
 
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
 

@@ -14,9 +14,11 @@ import torch.distributed
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import scaled_size
 from tinyvgg.loading.config import LoaderConfig
-from tinyvgg.loading.open import Loader, is_distributed, open_loader
+from tinyvgg.loading.loader import Loader
+from tinyvgg.loading.open import open_loader
 from tinyvgg.model.summary import train_flop
 from tinyvgg.model.vgg import Network, build_network, check_image_size, initialize_he
+from tinyvgg.ranks import agree_on, is_distributed
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.average import AveragedNetwork
@@ -27,7 +29,6 @@ from tinyvgg.training.config import (
     TrainConfig,
     resolve_steps,
 )
-from tinyvgg.training.devices import agree_on
 from tinyvgg.training.run import EpochMetrics, RunFolder, read_run_config
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer, pixels_at
 

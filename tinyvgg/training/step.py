@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tinyvgg.compiling import compile_apart
 from tinyvgg.loading.batch import Batch, resize_images
-from tinyvgg.loading.open import is_distributed
 from tinyvgg.model.vgg import Network
+from tinyvgg.ranks import is_distributed
 from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.config import TrainConfig
 from tinyvgg.training.muon import Muon

@@ -14,11 +14,11 @@ import torch.distributed
 from torch import nn
 
 from tinyvgg.errors import RankError
-from tinyvgg.training.devices import joined_world
+from tinyvgg.ranks import joined_world
 from tinyvgg.training.signals import StopRequest, stop_request
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tinyvgg.training.devices", "tinyvgg.training.signals"])
+SERVER.set_forkserver_preload(["tinyvgg.ranks", "tinyvgg.training.signals"])
 
 
 def add_up(stop: StopRequest) -> None:
