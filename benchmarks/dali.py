@@ -28,11 +28,11 @@ from benchmarks.measure import (
     print_table,
     write_record,
 )
+from tinyvgg.bench.windows import Work
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Normalization
 from tinyvgg.loading.dali import Feed, define_pipeline
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
-from tinyvgg.reporting.bench import Work
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 

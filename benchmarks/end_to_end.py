@@ -26,7 +26,7 @@ from benchmarks.measure import (
     write_record,
 )
 from benchmarks.train_step import reference_step
-from tinyvgg.reporting.bench import Work
+from tinyvgg.bench.windows import Work
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.amp import choose_amp
 from tinyvgg.training.config import Amp, TrainConfig

@@ -24,8 +24,8 @@ from benchmarks.measure import (
     print_table,
     write_record,
 )
+from tinyvgg.bench.windows import Work
 from tinyvgg.loading import LoaderConfig, open_loader
-from tinyvgg.reporting.bench import Work
 from tinyvgg.shards import open_dataset
 
 BATCH_SIZE = 256

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch is loaded by the functions that need it: the GPU's supervisor has none
-    from tinyvgg.reporting.bench import Work
+    from tinyvgg.bench.windows import Work
 
 REPOSITORY = Path(__file__).parents[1]
 RECORDS = REPOSITORY / "benchmarks" / "records"
@@ -158,7 +158,7 @@ def measure_once(arm: Arm) -> list[float]:
 
 def run_arm(arm: Arm) -> list[float]:
     """Warm up and measure, in this process."""
-    from tinyvgg.reporting.bench import time_window
+    from tinyvgg.bench.windows import time_window
 
     module, _, function = arm.target.partition(":")
     work: Work = getattr(importlib.import_module(module), function)(**arm.options)

@@ -28,9 +28,9 @@ from benchmarks.measure import (
     print_table,
     write_record,
 )
+from tinyvgg.bench.windows import Work
 from tinyvgg.packing.decode import decode_image
 from tinyvgg.packing.folders import SourceImage, list_images
-from tinyvgg.reporting.bench import Work
 
 PIXELS = 64
 WRITE = "ceiling: write + fsync"

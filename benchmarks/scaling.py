@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.loaders import endless
 from benchmarks.measure import Arm, describe_machine, measure, print_table, write_record
+from tinyvgg.bench.windows import Work
 from tinyvgg.loading import LoaderConfig, open_loader
-from tinyvgg.reporting.bench import Work
 from tinyvgg.shards import open_dataset
 from tinyvgg.shards.store import Split
 

@@ -23,10 +23,10 @@ from benchmarks.measure import (
     print_table,
     write_record,
 )
+from tinyvgg.bench.windows import Work
 from tinyvgg.loading.batch import Batch
 from tinyvgg.model.summary import train_flop
 from tinyvgg.model.vgg import STAGE_CHANNELS, VGG_Net
-from tinyvgg.reporting.bench import Work
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.config import CPU_STEPS, RECIPES, TrainConfig
 from tinyvgg.training.process import TRAIN_ENVIRONMENT

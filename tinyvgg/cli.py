@@ -107,7 +107,8 @@ def run_verify(argv: Sequence[str]) -> int:
     from tinyvgg.reporting.console import print_json, print_lines
     from tinyvgg.reporting.progress import progress_bars
     from tinyvgg.shards.manifest import SPLITS
-    from tinyvgg.shards.store import read_manifest, verify_dataset
+    from tinyvgg.shards.store import read_manifest
+    from tinyvgg.shards.verify import verify_dataset
 
     manifest, _ = read_manifest(config.packed)
     num_images = sum(manifest.split(name).num_images for name in SPLITS)
@@ -358,11 +359,11 @@ def draw_confusion(
 
 def run_bench(argv: Sequence[str]) -> int:
     """Measure images/sec of every stage on this machine."""
-    from tinyvgg.reporting.config import BenchConfig
+    from tinyvgg.bench.config import BenchConfig
 
     config = parse_config(BenchConfig, "bench", argv)
 
-    from tinyvgg.reporting.bench import bench_stages, name_bottleneck
+    from tinyvgg.bench.stages import bench_stages, name_bottleneck
     from tinyvgg.reporting.console import print_json, print_line
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu_arms.plan import Row, Setting
 from benchmarks.measure import describe_gpu
-from tinyvgg.reporting.bench import Work, time_window
+from tinyvgg.bench.windows import Work, time_window
 
 Unit = Callable[[int], int]  # takes that many steps, returns how many images they were
 READY_STEPS = 3  # under CUDA graphs: warm up, record, replay

@@ -28,13 +28,13 @@ from benchmarks.gpu_arms.rates import (
     synchronize,
 )
 from benchmarks.measure import bootstrap_ratio
+from tinyvgg.bench.windows import time_window
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.inference.evaluate import evaluate_network
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Batch
 from tinyvgg.loading.loader import Loader
 from tinyvgg.model.summary import train_flop
-from tinyvgg.reporting.bench import time_window
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.config import RECIPES, TrainConfig
 from tinyvgg.training.loop import train

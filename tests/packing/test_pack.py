@@ -33,7 +33,8 @@ from tinyvgg.errors import DatasetError, ShardError
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images, sum_channels
 from tinyvgg.shards.manifest import Manifest
-from tinyvgg.shards.store import open_dataset, read_manifest, verify_dataset
+from tinyvgg.shards.store import open_dataset, read_manifest
+from tinyvgg.shards.verify import verify_dataset
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -25,7 +25,8 @@ from tinyvgg.errors import DatasetError
 from tinyvgg.packing import pack as packing
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.trees import MAX_FILE_BYTES
-from tinyvgg.shards.store import open_dataset, verify_dataset
+from tinyvgg.shards.store import open_dataset
+from tinyvgg.shards.verify import verify_dataset
 
 
 @pytest.fixture

@@ -28,15 +28,15 @@ from hypothesis import strategies as st
 
 from tinyvgg import shards
 from tinyvgg.errors import ShardError
-from tinyvgg.shards import store
+from tinyvgg.shards import verify
 from tinyvgg.shards.store import (
     MANIFEST_MAX_BYTES,
     PackedDataset,
     npy_header,
     open_dataset,
     read_manifest,
-    verify_dataset,
 )
+from tinyvgg.shards.verify import verify_dataset
 
 PackArrays = Callable[..., PackedDataset]
 numbers = itertools.count()
@@ -245,7 +245,7 @@ def test_damage_is_named_by_block_however_much_is_read_at_once(
 ) -> None:
     images, labels = np.zeros((600, 8, 8, 3), np.uint8), np.zeros(600, np.int64)
     folder = pack_arrays("blocks", images, labels, images, labels, shard_size=600).folder
-    monkeypatch.setattr(store, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(verify, "READ_BYTES", read_bytes)
     assert verify_dataset(folder) == []
 
     with (folder / "val-00000.npy").open("r+b") as file:

@@ -9,7 +9,8 @@ import torch
 
 from tinyvgg.cli import main
 from tinyvgg.errors import CheckpointError
-from tinyvgg.shards.store import PackedDataset, verify_dataset
+from tinyvgg.shards.store import PackedDataset
+from tinyvgg.shards.verify import verify_dataset
 from tinyvgg.training.run import RunFolder
 
 HOLD_LOCK = """

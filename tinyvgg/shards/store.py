@@ -23,7 +23,7 @@ import io
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +50,6 @@ from tinyvgg.shards.manifest import (
 )
 
 MANIFEST_NAME = "manifest.json"
-READ_BYTES = 16 * 2**20  # at once by `verify`: a block of 256 images of 12 megapixels has 9 GB
 MANIFEST_MAX_BYTES = 256 * 2**20  # a manifest for 10^9 images is smaller; more is not one
 
 
@@ -297,42 +296,6 @@ def _reopen_split(folder: Path, manifest_sha256: str, name: str) -> Split:
     return _reopen_dataset(folder, manifest_sha256).split(name)
 
 
-def verify_dataset(
-    folder: str | os.PathLike[str], advance: Callable[[int], Any] = lambda num_images: None
-) -> list[str]:
-    """Compare every byte of a packed folder with its manifest.
-
-    Args:
-        folder: what `tinyvgg pack` wrote.
-        advance: called with the number of images checked, shard by shard.
-
-    Returns:
-        One line per damaged, missing or surplus file, naming the damaged image range; empty if
-        all is well. Hidden files and those of file managers are nobody's damage.
-
-    Raises:
-        ShardError: the manifest itself cannot be used.
-    """
-    folder = Path(folder)
-    manifest, _ = read_manifest(folder)
-    damages: list[str] = []
-    expected_names = {MANIFEST_NAME}
-    for split in SPLITS:
-        first_row = 0
-        for record in manifest.split(split).shards:
-            expected_names |= {record.images, record.labels}
-            damages.extend(_verify_shard(folder, manifest, record, first_row))
-            first_row += record.num_images
-            advance(record.num_images)
-    surplus = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.name not in expected_names and not is_system_file(entry.name)
-    )
-    damages.extend(f"{folder / name}: not in the manifest; remove it" for name in surplus)
-    return damages
-
-
 class _WrittenFile(NamedTuple):
     num_bytes: int
     sha256: str
@@ -359,19 +322,24 @@ def _write_npy(
 
 def _open_split(folder: Path, manifest: Manifest, manifest_sha256: str, name: str) -> Split:
     record = manifest.split(name)
-    shards = [_open_shard(folder, manifest, shard) for shard in record.shards]
+    shards = [open_shard(folder, manifest, shard) for shard in record.shards]
     labels = np.concatenate([shard.labels for shard in shards] or [np.zeros(0, np.int64)])
     labels.setflags(write=False)
     return Split(folder, manifest_sha256, name, record, shards, labels)
 
 
-def _open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
+def open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
+    """Map the images of a shard and read its labels.
+
+    Raises:
+        ShardError: a file is not what the manifest says, as far as `open_dataset` looks.
+    """
     image = manifest.image
     shape = (record.num_images, image.height, image.width, image.channels)
-    offset = _check_images(folder, manifest, record)
+    offset = check_images(folder, manifest, record)
     images = np.memmap(folder / record.images, np.uint8, "r", offset=offset, shape=shape)
     path = folder / record.labels
-    offset = _check_labels(folder, record)
+    offset = check_labels(folder, record)
     labels = np.fromfile(path, "<i8", offset=offset)
     if labels.min() < 0 or labels.max() >= len(manifest.classes):
         raise ShardError(
@@ -384,7 +352,7 @@ def _open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
     return Shard(record, np.asarray(images), labels.astype(np.int64, copy=False))
 
 
-def _check_images(folder: Path, manifest: Manifest, record: ShardRecord) -> int:
+def check_images(folder: Path, manifest: Manifest, record: ShardRecord) -> int:
     """Check size and header of an image file, and return where the images begin."""
     image = manifest.image
     shape = (record.num_images, image.height, image.width, image.channels)
@@ -394,7 +362,7 @@ def _check_images(folder: Path, manifest: Manifest, record: ShardRecord) -> int:
     return _check_file(folder / record.images, header, num_bytes, record.image_bytes, head_crc32)
 
 
-def _check_labels(folder: Path, record: ShardRecord) -> int:
+def check_labels(folder: Path, record: ShardRecord) -> int:
     """Check size and header of a label file, and return where the labels begin."""
     header = npy_header((record.num_images,), "<i8")
     num_bytes = len(header) + record.num_images * 8
@@ -434,83 +402,3 @@ def _check_file(
             "another shard's file; copy or pack it again"
         )
     return len(header)
-
-
-def _verify_shard(
-    folder: Path, manifest: Manifest, record: ShardRecord, first_row: int
-) -> Iterator[str]:
-    """Yield a line for each damage of one shard whose first image is `first_row` of the split."""
-    whole = record.model_copy(update={"head_crc32": None})  # a block's checksum says more
-    damages = [
-        *_verify_images(folder, manifest, whole, first_row),
-        *_verify_labels(folder, whole, first_row),
-    ]
-    yield from damages
-    if not damages:
-        try:
-            _open_shard(folder, manifest, record)
-        except ShardError as error:  # labels beyond the classes, another head_crc32
-            yield str(error)
-
-
-def _verify_images(
-    folder: Path, manifest: Manifest, record: ShardRecord, first_row: int
-) -> Iterator[str]:
-    path = folder / record.images
-    try:
-        header_bytes = _check_images(folder, manifest, record)
-        block_bytes = BLOCK_ROWS * manifest.image.num_bytes
-        sha256, block_crc32 = _read_checksums(path, header_bytes, block_bytes)
-    except ShardError as error:
-        yield str(error)
-        return
-    bad_blocks = [
-        block
-        for block, (found, given) in enumerate(zip(block_crc32, record.block_crc32, strict=False))
-        if found != given
-    ]
-    if (sha256 == record.images_sha256) != (not bad_blocks):
-        yield (
-            f"{path}: its SHA-256 and its CRC-32 in the manifest contradict each other; "
-            "the manifest is damaged, pack the images again"
-        )
-        return
-    for block in bad_blocks:
-        last = min((block + 1) * BLOCK_ROWS, record.num_images) - 1
-        yield (
-            f"{path}: images {first_row + block * BLOCK_ROWS:,} to "
-            f"{first_row + last:,} of the split are damaged; copy or pack them again"
-        )
-
-
-def _verify_labels(folder: Path, record: ShardRecord, first_row: int) -> Iterator[str]:
-    path = folder / record.labels
-    try:
-        sha256, _ = _read_checksums(path, _check_labels(folder, record), record.num_images * 8)
-    except ShardError as error:
-        yield str(error)
-        return
-    if sha256 != record.labels_sha256:
-        yield (
-            f"{path}: labels of images {first_row:,} to {first_row + record.num_images - 1:,} of "
-            "the split are damaged; copy or pack them again"
-        )
-
-
-def _read_checksums(path: Path, header_bytes: int, block_bytes: int) -> tuple[str, list[int]]:
-    """Return the SHA-256 of a file, and the CRC-32 of each block behind its header."""
-    block_crc32 = []
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256(file.read(header_bytes))
-            left = 0  # bytes of the last block that are to come
-            while part := file.read(min(left or block_bytes, READ_BYTES)):
-                if not left:
-                    block_crc32.append(0)
-                    left = block_bytes
-                digest.update(part)
-                block_crc32[-1] = zlib.crc32(part, block_crc32[-1])
-                left -= len(part)
-    except OSError as error:
-        raise ShardError(f"{path}: {error.strerror}; copy or pack it again") from error
-    return digest.hexdigest(), block_crc32

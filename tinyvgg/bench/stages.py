@@ -1,17 +1,15 @@
-"""Bench: images/sec of each stage on this machine and these images, in about a minute.
+"""Stages: images/sec of each stage on this machine and these images, in about a minute.
 
 From: a packed data set.
 To:   `tinyvgg bench`. The full suite, with peers, ceilings and records, is `benchmarks/`.
 
-Each stage runs alone, then loading and step together; the slowest one is the bottleneck. The
-device is synchronized at the edges of a window only: a wait inside would hide what overlaps.
+Each stage runs alone, then loading and step together; the slowest one is the bottleneck.
 """
 
 import logging
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tinyvgg.bench.windows import Work, time_window
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading.batch import Batch
 from tinyvgg.loading.config import BACKENDS, Backend, LoaderConfig
@@ -37,8 +36,6 @@ logger = logging.getLogger("tinyvgg")
 PACK_IMAGES = 2000  # re-encoded as JPEG and packed again
 LOOP_STEPS = 4  # of the training loop in one unit of work, where a step is shorter than a window
 
-Work = Callable[[], int]  # does one unit, returns how many images it was
-
 
 @dataclass(frozen=True)
 class StageRate:
@@ -48,18 +45,6 @@ class StageRate:
     images_per_sec: float
     low: float
     high: float
-
-
-def time_window(work: Work, window_sec: float) -> float:
-    """Repeat `work` for at least `window_sec` and return its images/sec."""
-    num_images = 0
-    _synchronize()
-    started = time.perf_counter()
-    while True:
-        num_images += work()
-        if time.perf_counter() - started >= window_sec:
-            _synchronize()
-            return num_images / (time.perf_counter() - started)
 
 
 def bench_stages(
@@ -166,8 +151,3 @@ def _train(training: Training, num_steps: int) -> Work:
         return (training.step - step) * training.loader.batch_size
 
     return work
-
-
-def _synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()

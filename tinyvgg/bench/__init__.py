@@ -1,0 +1,1 @@
+"""Measuring images/sec on the user's machine."""
