@@ -71,13 +71,13 @@ class _Folder:
         self.root = f"{self.root}/{folder}"
 
     def list_folder(self, folder: str) -> list[str]:
-        return [f"{name}/" if is_folder else name for name, is_folder in self._scan(folder)]
+        return [f"{name}/" if is_folder else name for name, is_folder, _ in self._scan(folder)]
 
-    def _scan(self, folder: str) -> list[tuple[str, bool]]:
-        """Return (name, whether it is a folder) of all that is directly in a folder."""
+    def _scan(self, folder: str) -> list[tuple[str, bool, bool]]:
+        """Return (name, whether it is a folder, a link) of all that is directly in a folder."""
         with os.scandir(f"{self.root}/{folder}") as entries:
             return [
-                (entry.name, _is_folder(entry))
+                (entry.name, _is_folder(entry), entry.is_symlink())
                 for entry in entries
                 if entry.name not in self.written_names
                 or os.path.realpath(entry.path) not in self.written
@@ -87,10 +87,9 @@ class _Folder:
         prefix = f"{folder}/" if folder else ""
         yield from (prefix + name for name in self.list_folder(folder) if name.endswith("/"))
         above = {os.path.realpath(path) for path in (self.top, self.root)} if folder else set()
-        to_do = [(prefix, frozenset(above))]
+        to_do = [(prefix, os.path.realpath(f"{self.root}/{prefix}"), frozenset(above))]
         while to_do:
-            prefix, parents = to_do.pop()
-            real = os.path.realpath(f"{self.root}/{prefix}")
+            prefix, real, parents = to_do.pop()
             if real in parents or not os.path.isdir(real):  # noqa: PTH112
                 continue
             try:
@@ -100,8 +99,13 @@ class _Folder:
                     raise
                 continue
             parents |= {real}
-            yield from (prefix + name for name, is_folder in inside if not is_folder)
-            to_do += [(f"{prefix}{name}/", parents) for name, is_folder in inside if is_folder]
+            for name, is_folder, is_link in inside:
+                if is_folder:
+                    path = f"{real}/{name}"
+                    below = os.path.realpath(path) if is_link else path
+                    to_do.append((f"{prefix}{name}/", below, parents))
+                else:
+                    yield prefix + name
 
     def read_file(self, path: str) -> bytes:
         return read_regular_file(f"{self.root}/{path}", MAX_FILE_BYTES)
