@@ -32,7 +32,7 @@ setup: .venv/installed
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tinyvgg needs Python 3.11 or newer; pass PYTHON=python3.12, say")'
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	if [ -d .git/hooks ]; then printf '#!/bin/sh\nexec make check\n' > .git/hooks/pre-commit; chmod +x .git/hooks/pre-commit; fi
+	if [ -d .git/hooks ] && [ ! -e .git/hooks/pre-commit ]; then printf '#!/bin/sh\nexec make check\n' > .git/hooks/pre-commit; chmod +x .git/hooks/pre-commit; fi
 	touch $@
 
 check: setup
