@@ -35,7 +35,6 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
         MofNCompleteColumn(),
         _ImagesPerSec(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(
         *columns,
@@ -47,10 +46,10 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     ) as progress:
 
         def open_bar(title: str, num_images: int) -> Callable[[int], None]:
-            task = progress.add_task(title, total=num_images, note="")
+            task = progress.add_task(title, total=num_images)
 
-            def advance(num_done: int, note: str = "") -> None:
-                progress.update(task, advance=num_done, note=note)
+            def advance(num_done: int) -> None:
+                progress.update(task, advance=num_done)
 
             return advance
 
