@@ -20,14 +20,7 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from benchmarks.loaders import BATCH_SIZE, endless
-from benchmarks.measure import (
-    Arm,
-    describe_machine,
-    make_bar,
-    measure,
-    print_table,
-    write_record,
-)
+from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from tinyvgg.bench.windows import Work
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Normalization
@@ -132,7 +125,6 @@ def main() -> None:
     parser.add_argument("folders", type=os.path.abspath, help="the same images as JPEG files")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    machine = describe_machine()
     given = {"packed": options.packed}
 
     def loader(backend: str, dtype: str) -> Arm:
@@ -153,16 +145,17 @@ def main() -> None:
         Arm("source of backend dali, only its time", "benchmarks.dali:source_in_place", given,
             environment=TRAIN_ENVIRONMENT),
     ]  # fmt: skip
-    measured = measure(arms, num_repeats=options.repeats)
-    ours, _, _, _, bare, files, source = (measured[arm.name] for arm in arms)
-    bars = [
-        make_bar(ours, bare, "dali over the bare pipeline", 0.9),
-        make_bar(ours, files, "dali over DALI from JPEG files", 4),
-        make_bar(source, ours, "source over dali (10: a tenth of a batch's time)", 10),
-    ]
-    print_table(measured, bars)
+
+    def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
+        ours, _, _, _, bare, files, source = measured.values()
+        return [
+            make_bar(ours, bare, "dali over the bare pipeline", 0.9),
+            make_bar(ours, files, "dali over DALI from JPEG files", 4),
+            make_bar(source, ours, "source over dali (10: a tenth of a batch's time)", 10),
+        ]
+
     claim = f"backend dali on a CPU device, batch {BATCH_SIZE}, shuffled, page cache warm"
-    print(write_record("dali", claim, machine, measured, bars))
+    run_benchmark("dali", claim, arms, judge, options.repeats)
 
 
 if __name__ == "__main__":

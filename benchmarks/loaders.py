@@ -16,14 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import (
-    Arm,
-    describe_machine,
-    make_bar,
-    measure,
-    print_table,
-    write_record,
-)
+from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from tinyvgg.bench.windows import Work
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.shards import open_dataset
@@ -152,7 +145,6 @@ def main() -> None:
     parser.add_argument("folders", type=os.path.abspath, help="the same images for ImageFolder")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    machine = describe_machine()
     check_same_images(options.packed, options.folders)
 
     def ours(name: str, backend: str, dtype: str, *, augment: bool) -> Arm:
@@ -181,22 +173,21 @@ def main() -> None:
             {"packed": options.packed}),
         Arm(SELECT, "benchmarks.loaders:index_select", {"packed": options.packed}),
     ]  # fmt: skip
-    measured = measure(arms, num_repeats=options.repeats)
-    reference = max(
-        (measured[arm.name] for arm in arms if arm.name.startswith("ImageFolder")),
-        key=lambda measurement: measurement.images_per_sec,
-    )
-    fp32, stored = measured[arms[0].name], measured[arms[3].name]
-    normalize = measured[NORMALIZE]
-    select = measured[SELECT]
-    bars = [
-        make_bar(fp32, reference, "torch fp32 over the best ImageFolder", 40),
-        make_bar(fp32, normalize, "torch fp32 over one normalize pass", 0.7),
-        make_bar(stored, select, "torch uint8 over index_select", 0.7),
-    ]
-    print_table(measured, bars)
+
+    def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
+        reference = max(
+            (measured[name] for name in measured if name.startswith("ImageFolder")),
+            key=lambda measurement: measurement.images_per_sec,
+        )
+        fp32, stored = measured[arms[0].name], measured[arms[3].name]
+        return [
+            make_bar(fp32, reference, "torch fp32 over the best ImageFolder", 40),
+            make_bar(fp32, measured[NORMALIZE], "torch fp32 over one normalize pass", 0.7),
+            make_bar(stored, measured[SELECT], "torch uint8 over index_select", 0.7),
+        ]
+
     claim = f"loaders on a CPU device, batch {BATCH_SIZE}, shuffled, page cache warm"
-    print(write_record("loaders", claim, machine, measured, bars))
+    run_benchmark("loaders", claim, arms, judge, options.repeats)
 
 
 if __name__ == "__main__":

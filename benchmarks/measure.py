@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -238,6 +238,29 @@ def describe_gpu() -> dict[str, Any]:
         "gpu_driver_power_clock": output_of("nvidia-smi", query, "--format=csv,noheader"),
         "cuda": torch.version.cuda,
     }
+
+
+def run_benchmark(
+    name: str,
+    claim: str,
+    arms: Sequence[Arm],
+    judge: Callable[[dict[str, Measurement]], Sequence[dict[str, Any]]],
+    num_repeats: int,
+) -> None:
+    """Measure arms in fresh processes, interleaved; print a table and write a record.
+
+    Args:
+        name: of the benchmark; records are named date-name-commit.json.
+        claim: what is measured, in one sentence.
+        arms: what to measure.
+        judge: called with the measurements by arm name; returns bars, from `make_bar`.
+        num_repeats: processes of each arm.
+    """
+    machine = describe_machine()
+    measured = measure(arms, num_repeats=num_repeats)
+    bars = judge(measured)
+    print_table(measured, bars)
+    print(write_record(name, claim, machine, measured, bars))
 
 
 def write_record(

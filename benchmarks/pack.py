@@ -20,14 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import (
-    Arm,
-    describe_machine,
-    make_bar,
-    measure,
-    print_table,
-    write_record,
-)
+from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from tinyvgg.bench.windows import Work
 from tinyvgg.packing.decode import decode_image
 from tinyvgg.packing.folders import SourceImage, list_images
@@ -115,7 +108,6 @@ def main() -> None:
     parser.add_argument("--scratch", default=None, help="folder to write in; a temporary one")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    machine = describe_machine()
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         given = {"source": options.source}
         both = {**given, "scratch": scratch}
@@ -128,16 +120,17 @@ def main() -> None:
             Arm("Pillow loop, one array", "benchmarks.pack:pillow_loop", both,
                 window_sec=0.0, num_windows=1, min_warm_windows=0, ceiling=WRITE),
         ]  # fmt: skip
-        measured = measure(arms, num_repeats=options.repeats)
-    command, decode, write, pillow = (measured[arm.name] for arm in arms)
-    slower = min(decode, write, key=lambda measurement: measurement.images_per_sec)
-    bars = [
-        make_bar(command, slower, f"pack over the slower ceiling ({slower.arm.name})", 0.7),
-        make_bar(command, pillow, "pack over the Pillow loop", 2),
-    ]
-    print_table(measured, bars)
-    claim = "packing real images, the whole command, page cache warm"
-    print(write_record("pack", claim, machine, measured, bars))
+
+        def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
+            command, decode, write, pillow = measured.values()
+            slower = min(decode, write, key=lambda measurement: measurement.images_per_sec)
+            return [
+                make_bar(command, slower, f"pack over the slower ceiling ({slower.arm.name})", 0.7),
+                make_bar(command, pillow, "pack over the Pillow loop", 2),
+            ]
+
+        claim = "packing real images, the whole command, page cache warm"
+        run_benchmark("pack", claim, arms, judge, options.repeats)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.loaders import endless
-from benchmarks.measure import Arm, describe_machine, measure, print_table, write_record
+from benchmarks.measure import Arm, run_benchmark
 from tinyvgg.bench.windows import Work
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.shards import open_dataset
@@ -65,7 +65,6 @@ def main() -> None:
     parser.add_argument("packed", type=os.path.abspath)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    machine = describe_machine()
 
     def arm(name: str, num_images: int, batch_size: int) -> Arm:
         given = {"packed": options.packed, "num_images": num_images, "batch_size": batch_size}
@@ -76,10 +75,8 @@ def main() -> None:
         *(arm(f"{count:,} images, batch 256", count, 256) for count in COUNTS),
         *(arm(f"batch {size}, 50,000 images", 50_000, size) for size in BATCH_SIZES),
     ]
-    measured = measure(arms, num_repeats=options.repeats)
-    print_table(measured, [])
     claim = "backend torch, crop + flip + normalize, float32, on a CPU device, by size"
-    print(write_record("scaling", claim, machine, measured, []))
+    run_benchmark("scaling", claim, arms, lambda measured: [], options.repeats)
 
 
 if __name__ == "__main__":
