@@ -9,7 +9,6 @@ it is what loading, metering and bookkeeping cost. The reference is ImageFolder 
 
 import argparse
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,60 +16,47 @@ from typing import Any, cast
 import torch
 
 from benchmarks.loaders import endless, image_folder_loader
-from benchmarks.measure import (
-    Arm,
-    describe_machine,
-    make_bar,
-    measure,
-    print_table,
-    write_record,
-)
+from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from benchmarks.train_step import reference_step
 from tinyvgg.bench.windows import Work
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.amp import choose_amp
 from tinyvgg.training.config import Amp, TrainConfig
-from tinyvgg.training.loop import train
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
-from tinyvgg.training.state import Training, open_training
+from tinyvgg.training.trainer import Trainer, build_trainer
 
 STEP = "its step alone"
 STEPS = 2  # of the loop in one unit of work
 
 
-def build_training(packed: str, amp: str) -> Training:
-    """Return a new run of recipe `fast`, whose run folder is gone at once."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            Path(packed), Path(folder) / "run", amp=cast(Amp, amp), sizes=(), size_shares=()
-        )
-        return open_training(config, open_dataset(packed), torch.device("cpu"), rank=0)
+def open_trainer(packed: str, amp: str) -> Trainer:
+    """Return a trainer of recipe `fast`, that never comes to its end."""
+    config = TrainConfig(
+        Path(packed), Path(), amp=cast(Amp, amp), sizes=(), size_shares=(), epochs=10**6
+    )
+    return build_trainer(config, open_dataset(packed), torch.device("cpu"))
 
 
 def train_loop(packed: str, amp: str) -> Work:
     """The loop of `tinyvgg train`, 2 steps a unit."""
-    training = build_training(packed, amp)
+    trainer = open_trainer(packed, amp)
 
     def work() -> int:
-        step = training.step
-        training.config = replace(training.config, limit_steps=step + STEPS)
-        for _ in train(training, None, lambda report: None):
-            pass
-        return (training.step - step) * training.loader.batch_size
+        return sum(trainer.loader.batch_size for _ in trainer.train_steps(STEPS))
 
     return work
 
 
 def step_alone(packed: str, amp: str) -> Work:
     """The same step on one batch that is there already."""
-    training = build_training(packed, amp)
-    batch = next(iter(training.loader))
+    trainer = open_trainer(packed, amp)
+    batch = next(iter(trainer.loader))
     batch = replace(batch, images=batch.images.clone())
-    training.model.train()
+    trainer.model.train()
 
     def work() -> int:
         for _ in range(STEPS):
-            training.epoch_meter.add(*training.take_step(batch, 1e-4), batch.num_valid)
+            trainer.epoch_meter.add(*trainer.take_step(batch, 1e-4), batch.num_valid)
         return STEPS * batch.num_valid
 
     return work
@@ -95,7 +81,6 @@ def main() -> None:
     parser.add_argument("folders", type=os.path.abspath, help="the same images for ImageFolder")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    machine = describe_machine()
     amp, _ = choose_amp(torch.device("cpu"))
     steady: dict[str, Any] = {"window_sec": 2.0, "num_windows": 2, "min_warm_windows": 1}
     given = {"packed": options.packed, "amp": amp}
@@ -107,15 +92,16 @@ def main() -> None:
         Arm("reference loop, 2 workers", "benchmarks.end_to_end:reference_loop",
             {"folders": options.folders, "num_workers": 2}, ceiling=STEP, **steady),
     ]  # fmt: skip
-    measured = measure(arms, num_repeats=options.repeats)
-    loop, step, reference = (measured[arm.name] for arm in arms)
-    bars = [
-        make_bar(loop, step, "loop over its step alone", 0.98),
-        make_bar(loop, reference, "loop over the reference loop", 3.0),
-    ]
-    print_table(measured, bars)
+
+    def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
+        loop, step, reference = measured.values()
+        return [
+            make_bar(loop, step, "loop over its step alone", 0.98),
+            make_bar(loop, reference, "loop over the reference loop", 3.0),
+        ]
+
     claim = f"training on real images on a CPU, 64 x 64, autocast {amp}"
-    print(write_record("end_to_end", claim, machine, measured, bars))
+    run_benchmark("end_to_end", claim, arms, judge, options.repeats)
 
 
 if __name__ == "__main__":

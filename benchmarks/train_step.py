@@ -15,14 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.measure import (
-    Arm,
-    describe_machine,
-    make_bar,
-    measure,
-    print_table,
-    write_record,
-)
+from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from tinyvgg.bench.windows import Work
 from tinyvgg.loading.batch import Batch
 from tinyvgg.model.summary import train_flop
@@ -30,8 +23,8 @@ from tinyvgg.model.vgg import STAGE_CHANNELS, VGG_Net
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.config import CPU_STEPS, RECIPES, TrainConfig
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
-from tinyvgg.training.state import build_model
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
+from tinyvgg.training.trainer import build_model
 
 NUM_CLASSES = 100
 BATCH_NORM = "tinyvgg step, recipe fast-bn"
@@ -129,7 +122,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    machine = describe_machine()
     amp, _ = choose_amp(torch.device("cpu"))
     steady: dict[str, Any] = {"window_sec": 2.0, "num_windows": 2, "min_warm_windows": 1}
     steady |= {"flop_per_image": FLOP_PER_IMAGE}
@@ -146,16 +138,17 @@ def main() -> None:
         Arm(CONVOLUTIONS, "benchmarks.train_step:convolutions",
             {"batch_size": batch_size, "amp": amp}, environment=TRAIN_ENVIRONMENT, **steady),
     ]  # fmt: skip
-    measured = measure(arms, num_repeats=options.repeats)
-    ours, batch_norm, reference_arm, ceiling = (measured[arm.name] for arm in arms)
-    bars = [
-        make_bar(ours, reference_arm, "step over the reference step", 3.0),
-        make_bar(ours, ceiling, "step over its ten convolutions alone", 0.8),
-        make_bar(batch_norm, ours, "step of recipe fast-bn over that of fast", 0.8),
-    ]
-    print_table(measured, bars)
+
+    def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
+        ours, batch_norm, reference_arm, ceiling = measured.values()
+        return [
+            make_bar(ours, reference_arm, "step over the reference step", 3.0),
+            make_bar(ours, ceiling, "step over its ten convolutions alone", 0.8),
+            make_bar(batch_norm, ours, "step of recipe fast-bn over that of fast", 0.8),
+        ]
+
     claim = f"training step on a CPU, 64 x 64, autocast {amp}, {NUM_CLASSES} classes"
-    print(write_record("train_step", claim, machine, measured, bars))
+    run_benchmark("train_step", claim, arms, judge, options.repeats)
 
 
 if __name__ == "__main__":

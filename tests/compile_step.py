@@ -44,8 +44,8 @@ from tinyvgg.loading.batch import transform_images  # noqa: E402
 from tinyvgg.model.dropout import Dropout  # noqa: E402
 from tinyvgg.training.config import TrainConfig  # noqa: E402
 from tinyvgg.training.muon import update_convolutions  # noqa: E402
-from tinyvgg.training.state import build_model  # noqa: E402
 from tinyvgg.training.step import BatchLoss  # noqa: E402
+from tinyvgg.training.trainer import build_model  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
 BATCH = 64

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinyvgg.cli import COMMANDS, explain_error, find_flag, main
+from tinyvgg.cli import COMMANDS, main
+from tinyvgg.endings import explain_error
 from tinyvgg.errors import naming
+from tinyvgg.flags import find_flag
 from tinyvgg.model.summary import train_flop
 from tinyvgg.shards.store import PackedDataset, open_dataset, write_manifest
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,10 @@ from tinyvgg.inference.evaluate import evaluate_network
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import resize_images
 from tinyvgg.loading.loader import Loader
+from tinyvgg.runs.fit import fit, open_run
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import TrainConfig
-from tinyvgg.training.loop import train
-from tinyvgg.training.run import RunFolder
-from tinyvgg.training.state import Training, open_training
+from tinyvgg.training.trainer import Trainer, build_trainer
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
@@ -62,8 +62,8 @@ def open_on_device(
     return open_loader(dataset, "train", config, device=DEVICE, dtype=dtype)
 
 
-def start_training(dataset: PackedDataset, out: Path, **fields: Any) -> Training:
-    """Return a new run, eager unless it is said otherwise, in bf16 on a GPU."""
+def make_recipe(dataset: PackedDataset, out: Path = Path(), **fields: Any) -> TrainConfig:
+    """Return a recipe, eager unless it is said otherwise, in bf16 on a GPU."""
     defaults = {
         "arch": ARCH,
         "batch_size": BATCH_SIZE,
@@ -72,16 +72,22 @@ def start_training(dataset: PackedDataset, out: Path, **fields: Any) -> Training
         "compile": "off",
     }
     defaults |= {"amp": "bf16" if HAS_GPU else "off", "sizes": (), "size_shares": ()}
-    config = TrainConfig(dataset.folder, out, **{**defaults, **fields})
-    return open_training(config, dataset, DEVICE, rank=0)
+    return TrainConfig(dataset.folder, out, **{**defaults, **fields})
 
 
-def run_to_end(training: Training, run: RunFolder | None = None) -> list[float]:
+def start_training(dataset: PackedDataset, **fields: Any) -> Trainer:
+    """Return a trainer at its first step."""
+    return build_trainer(make_recipe(dataset, **fields), dataset, DEVICE)
+
+
+def run_to_end(trainer: Trainer) -> list[float]:
     """Train without scoring; return the loss of every epoch."""
     losses = []
-    for metrics in train(training, run, lambda report: None):
-        training.unscored = None
-        losses.append(metrics.train_loss)
+    while trainer.step < trainer.num_steps:
+        for _ in trainer.train_epoch():
+            pass
+        losses.append(trainer.trained.train_loss)
+        trainer.trained = None
     return losses
 
 
@@ -188,8 +194,8 @@ def test_images_are_resized_on_the_device_as_on_the_cpu(dtype: torch.dtype) -> N
     assert ((found - expected).abs() <= units * expected.abs().clamp(min=1)).all()
 
 
-def test_a_run_learns_what_tells_the_classes_apart(bright: PackedDataset, tmp_path: Path) -> None:
-    training = start_training(bright, tmp_path / "run", epochs=6 if HAS_GPU else 3)
+def test_a_run_learns_what_tells_the_classes_apart(bright: PackedDataset) -> None:
+    training = start_training(bright, epochs=6 if HAS_GPU else 3)
 
     losses = run_to_end(training)
 
@@ -197,14 +203,11 @@ def test_a_run_learns_what_tells_the_classes_apart(bright: PackedDataset, tmp_pa
     assert min(losses) < 0.45
 
 
-def test_a_batch_in_parts_has_the_update_of_a_whole_one(
-    bright: PackedDataset, tmp_path: Path
-) -> None:
+def test_a_batch_in_parts_has_the_update_of_a_whole_one(bright: PackedDataset) -> None:
     updates = []
     arch = ARCH.removesuffix("_bn")  # whose statistics are those of a part
     for parts in (1, 2):
-        out = tmp_path / str(parts)
-        training = start_training(bright, out, arch=arch, accumulate=parts, amp="off", epochs=1)
+        training = start_training(bright, arch=arch, accumulate=parts, amp="off", epochs=1)
         before = [weight.detach().clone() for weight in training.model.parameters()]
         batch = next(training.loader.epoch(0))
         training.model.train()
@@ -220,15 +223,17 @@ def test_a_batch_in_parts_has_the_update_of_a_whole_one(
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_losses_of_one_that_was_not(
     bright: PackedDataset, tmp_path: Path
 ) -> None:
-    whole = run_to_end(start_training(bright, tmp_path / "whole", epochs=2))
-    stopped = start_training(bright, tmp_path / "run", epochs=2, limit_steps=6)
-    run_to_end(stopped, RunFolder(tmp_path / "run"))
+    whole = run_to_end(start_training(bright, epochs=2))
+    recipe = make_recipe(bright, tmp_path / "run", epochs=2, limit_steps=6)
+    stopped = open_run(recipe, bright, DEVICE)
+    fit(stopped)
 
-    resumed = start_training(bright, tmp_path / "run", epochs=2, resume=True)
-    rest = run_to_end(resumed, RunFolder(tmp_path / "run"))
+    resumed = open_run(replace(recipe, limit_steps=None, resume=True), bright, DEVICE)
+    fit(resumed)
 
-    assert stopped.step == 6
-    assert rest == pytest.approx(whole[1:], rel=0.0 if not HAS_GPU else 1e-2)
+    assert stopped.trainer.step == 6
+    losses = [record.train_loss for record in resumed.history]
+    assert losses == pytest.approx(whole, rel=0.0 if not HAS_GPU else 1e-2)
 
 
 # what only a GPU has
@@ -262,10 +267,8 @@ def test_reading_never_makes_the_host_wait(packed: PackedDataset, backend: str) 
     ],
     ids=str,
 )
-def test_a_step_never_makes_the_host_wait(
-    bright: PackedDataset, tmp_path: Path, fields: dict[str, Any]
-) -> None:
-    training = start_training(bright, tmp_path / "run", **fields)
+def test_a_step_never_makes_the_host_wait(bright: PackedDataset, fields: dict[str, Any]) -> None:
+    training = start_training(bright, **fields)
     training.prepare()  # captures before DALI starts
     training.model.train()
     losses = []
@@ -284,8 +287,8 @@ def test_a_step_never_makes_the_host_wait(
 
 
 @pytest.mark.gpu
-def test_fp16_is_scaled_and_moves_the_weights(bright: PackedDataset, tmp_path: Path) -> None:
-    training = start_training(bright, tmp_path / "run", amp="fp16", compile="on", epochs=6)
+def test_fp16_is_scaled_and_moves_the_weights(bright: PackedDataset) -> None:
+    training = start_training(bright, amp="fp16", compile="on", epochs=6)
     scale = training.take_step.scaler.get_scale()
 
     losses = run_to_end(training)
@@ -295,10 +298,8 @@ def test_fp16_is_scaled_and_moves_the_weights(bright: PackedDataset, tmp_path: P
 
 
 @pytest.mark.gpu
-def test_scoring_never_makes_the_host_wait_before_its_end(
-    bright: PackedDataset, tmp_path: Path
-) -> None:
-    training = start_training(bright, tmp_path / "run")
+def test_scoring_never_makes_the_host_wait_before_its_end(bright: PackedDataset) -> None:
+    training = start_training(bright)
     config = LoaderConfig("resident", batch_size=BATCH_SIZE)
     loader = open_loader(bright, "val", config, device=DEVICE, dtype=torch.bfloat16)
     network, amp = training.model, training.amp
@@ -321,14 +322,13 @@ def test_scoring_never_makes_the_host_wait_before_its_end(
 
 @pytest.mark.gpu
 @every_backend
-def test_memory_does_not_grow_over_three_epochs(
-    bright: PackedDataset, tmp_path: Path, backend: str
-) -> None:
-    training = start_training(bright, tmp_path / "run", backend=backend)
+def test_memory_does_not_grow_over_three_epochs(bright: PackedDataset, backend: str) -> None:
+    training = start_training(bright, backend=backend)
     allocated, used = [], []
 
-    for _ in train(training, None, lambda report: None):
-        training.unscored = None
+    while training.step < training.num_steps:
+        for _ in training.train_epoch():
+            pass
         torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info()
         allocated.append(torch.cuda.memory_allocated())
@@ -340,13 +340,11 @@ def test_memory_does_not_grow_over_three_epochs(
 
 
 @pytest.mark.gpu
-def test_cuda_graphs_of_two_sizes_leave_the_run_as_it_is(
-    bright: PackedDataset, tmp_path: Path
-) -> None:
+def test_cuda_graphs_of_two_sizes_leave_the_run_as_it_is(bright: PackedDataset) -> None:
     updates, losses = [], []
     for mode in ("default", "reduce-overhead"):
         training = start_training(
-            bright, tmp_path / mode, backend="torch", compile="on", compile_mode=mode,
+            bright, backend="torch", compile="on", compile_mode=mode,
             sizes=(48,), size_shares=(0.5,), learning_rate=1e-3,
         )  # fmt: skip
         before = torch.cat([weight.detach().flatten() for weight in training.model.parameters()])
@@ -360,14 +358,12 @@ def test_cuda_graphs_of_two_sizes_leave_the_run_as_it_is(
 
 @pytest.mark.gpu
 @pytest.mark.dali
-def test_graphs_are_captured_while_dali_runs(bright: PackedDataset, tmp_path: Path) -> None:
+def test_graphs_are_captured_while_dali_runs(bright: PackedDataset) -> None:
     other = open_on_device(bright, "dali", torch.float16, batch_size=BATCH_SIZE)
     batches = iter(other)
     next(batches)
 
-    training = start_training(
-        bright, tmp_path / "run", backend="dali", compile="on", compile_mode="reduce-overhead"
-    )
+    training = start_training(bright, backend="dali", compile="on", compile_mode="reduce-overhead")
     losses = run_to_end(training)
 
     assert len(losses) == 4
@@ -388,10 +384,8 @@ def test_auto_takes_dali_and_says_why(
 
 
 @pytest.mark.gpu
-def test_a_step_copies_no_layout_and_nothing_but_its_batch(
-    bright: PackedDataset, tmp_path: Path
-) -> None:
-    training = start_training(bright, tmp_path / "run", backend="resident", compile="on")
+def test_a_step_copies_no_layout_and_nothing_but_its_batch(bright: PackedDataset) -> None:
+    training = start_training(bright, backend="resident", compile="on")
     training.prepare()
     training.model.train()
     num_steps = 20

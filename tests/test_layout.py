@@ -1,6 +1,6 @@
 """The layout: one arrow, read from the import statements; and what a command must not import.
 
-    packing ─▶ shards ─▶ loading ─▶ training ─▶ inference ─▶ reporting
+    packing ─▶ shards ─▶ loading ─▶ training ─▶ inference ─▶ runs ─▶ reporting
 
 A room imports itself and what stands before it. Packing hands over to shards, so it imports
 shards, and shards never import packing.
@@ -18,7 +18,7 @@ import pytest
 import tinyvgg
 
 PACKAGE = Path(tinyvgg.__file__).parent
-ROOMS = ("packing", "shards", "loading", "training", "inference", "reporting")
+ROOMS = ("packing", "shards", "loading", "training", "inference", "runs", "reporting")
 FOR_ALL = {"", "errors", "durable", "regular"}  # "" is the package itself: docstring and version
 ALLOWED = {
     "packing": {"packing", "shards"},
@@ -26,14 +26,17 @@ ALLOWED = {
     "loading": {*ROOMS[:3], "kernels", "compiling", "ranks"},
     "training": {*ROOMS[:4], "model", "compiling", "ranks"},
     "inference": {*ROOMS[:5], "model", "ranks"},
-    "reporting": {*ROOMS, "model"},
+    "runs": {*ROOMS[:6], "model", "ranks"},
+    "reporting": {*ROOMS, "model", "endings"},
     "bench": {*ROOMS[:5], "bench", "ranks"},
-    "cli": {*ROOMS, "bench", "model", "cli", "ranks"},
+    "flags": {"training", "runs"},
+    "cli": {*ROOMS, "bench", "endings", "flags", "model", "cli", "ranks"},
     "model": {"model", "kernels"},
     "kernels": set(),
     "compiling": set(),
     "ranks": set(),
     "errors": set(),
+    "endings": {"errors"},
     "durable": {"errors"},
     "": set(),
     "regular": set(),

@@ -15,10 +15,10 @@ from torch import nn
 
 from tinyvgg.errors import RankError
 from tinyvgg.ranks import joined_world
-from tinyvgg.training.signals import StopRequest, stop_request
+from tinyvgg.runs.signals import StopRequest, stop_request
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tinyvgg.ranks", "tinyvgg.training.signals"])
+SERVER.set_forkserver_preload(["tinyvgg.ranks", "tinyvgg.runs.signals"])
 
 
 def add_up(stop: StopRequest) -> None:
@@ -32,7 +32,7 @@ def take_gradients(stop: StopRequest) -> None:
 
 
 def ask_for_a_stop(stop: StopRequest) -> None:
-    stop.is_made()
+    stop.ask()
 
 
 def leave_at_once(stop: StopRequest) -> None:

@@ -4,7 +4,6 @@ All that these need of the product is opened by `build_training` and `open_batch
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,9 +36,8 @@ from tinyvgg.loading.loader import Loader
 from tinyvgg.model.summary import train_flop
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.config import RECIPES, TrainConfig
-from tinyvgg.training.loop import train
-from tinyvgg.training.state import Training, open_training
 from tinyvgg.training.step import build_optimizer
+from tinyvgg.training.trainer import Trainer, build_trainer
 
 LEARNING_RATE = 1e-4  # of the step alone, which sees one batch again and again
 LEARNING_RATES = {"muon": 0.02, "sgd": 0.05}  # of the loop at its peak, far beyond what is run
@@ -84,7 +82,7 @@ def build_training(
     recipe: str = "fast",
     pixels: int | None = None,
     optimizer: str | None = None,
-) -> Training:
+) -> Trainer:
     """Return a new run in bf16 on CUDA, whose run folder is gone at once.
 
     Args:
@@ -106,76 +104,69 @@ def build_training(
         pixels = TINY_PIXELS
         fields.setdefault("arch", "vgg11")  # VGG_Net takes 48 pixels and more
     fields["learning_rate"] = LEARNING_RATES.get(fields.get("optimizer", "muon"), 1e-3)
-    with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            Path(setting.packed),
-            Path(folder) / "run",
-            **{
-                **fields,
-                "batch_size": batch_size,
-                "epochs": EPOCHS,
-                "amp": "bf16" if setting.device == "cuda" else "off",
-                "compile": "off" if mode == "eager" else "on",
-                "compile_mode": "default" if mode == "eager" else mode,
-                "backend": backend,
-                "sizes": () if pixels is None else (pixels,),
-                "size_shares": () if pixels is None else (1.0,),
-            },
-        )
-        try:
-            training = open_training(config, dataset, target_device(setting), rank=0)
-        except BackendUnavailable as error:
-            raise NotMeasured(str(error)) from error
-    training.prepare()
-    training.model.train()
-    return training
+    config = TrainConfig(
+        Path(setting.packed),
+        Path(),  # nothing is written
+        **{
+            **fields,
+            "batch_size": batch_size,
+            "epochs": EPOCHS,
+            "amp": "bf16" if setting.device == "cuda" else "off",
+            "compile": "off" if mode == "eager" else "on",
+            "compile_mode": "default" if mode == "eager" else mode,
+            "backend": backend,
+            "sizes": () if pixels is None else (pixels,),
+            "size_shares": () if pixels is None else (1.0,),
+        },
+    )
+    try:
+        trainer = build_trainer(config, dataset, target_device(setting))
+    except BackendUnavailable as error:
+        raise NotMeasured(str(error)) from error
+    trainer.prepare()
+    trainer.model.train()
+    return trainer
 
 
-def keep_batch(training: Training) -> Batch:
+def keep_batch(trainer: Trainer) -> Batch:
     """Return one batch of the loader that stays."""
-    batch = next(iter(training.loader))
+    batch = next(iter(trainer.loader))
     return replace(batch, images=batch.images.clone(), labels=batch.labels.clone())
 
 
-def repeat_step(training: Training, batch: Batch) -> Unit:
+def repeat_step(trainer: Trainer, batch: Batch) -> Unit:
     """Return steps on one batch, with all that the loop does on the device."""
-    pixels = training.pixels_of(0)
+    pixels = trainer.pixels_of(0)
 
     def unit(num_steps: int) -> int:
         for _ in range(num_steps):
-            loss, hits = training.take_step(batch, LEARNING_RATE, pixels)
-            training.epoch_meter.add(loss, hits, batch.num_valid)
-            training.update_average()
+            loss, hits = trainer.take_step(batch, LEARNING_RATE, pixels)
+            trainer.epoch_meter.add(loss, hits, batch.num_valid)
+            trainer.update_average()
         return num_steps * batch.num_valid
 
     return unit
 
 
-def run_loop(training: Training, wait_shares: list[float]) -> Unit:
+def run_loop(trainer: Trainer, wait_shares: list[float]) -> Unit:
     """Return steps of the loop of `tinyvgg train`; each unit adds its share of data waits."""
 
     def unit(num_steps: int) -> int:
-        first, share = training.step, 0.0
-        training.config = replace(training.config, limit_steps=first + num_steps)
-
-        def observe(report: Any) -> None:
-            nonlocal share
+        share = 0.0
+        for report in trainer.train_steps(num_steps):
             share = report.data_wait_share
-
-        for _ in train(training, None, observe):
-            pass
         wait_shares.append(share)
-        return (training.step - first) * training.loader.batch_size
+        return num_steps * trainer.loader.batch_size
 
     return unit
 
 
-def flop_rates(setting: Setting, training: Training, images_per_sec: float) -> Row:
+def flop_rates(setting: Setting, trainer: Trainer, images_per_sec: float) -> Row:
     """Return operations per second and MFU, by the network as written and by what is done."""
-    pixels = training.pixels_of(0)
-    arch, num_classes = training.config.arch, len(training.dataset.class_names)
+    pixels = trainer.pixels_of(0)
+    arch, num_classes = trainer.config.arch, len(trainer.dataset.class_names)
     written = train_flop(arch, num_classes, pixels, pixels)
-    done = count_done_flop(training, arch, pixels)
+    done = count_done_flop(trainer, arch, pixels)
     return {
         "gflop_per_image": written / 1e9,
         "done_gflop_per_image": done / 1e9,
@@ -187,11 +178,11 @@ def flop_rates(setting: Setting, training: Training, images_per_sec: float) -> R
 _done_flop: dict[tuple[str, int], float] = {}
 
 
-def count_done_flop(training: Training, arch: str, pixels: int) -> float:
+def count_done_flop(trainer: Trainer, arch: str, pixels: int) -> float:
     """Return the operations of an image, forward and backward, counted call by call."""
     if (arch, pixels) not in _done_flop:
-        model = training.model
-        images = torch.zeros(2, pixels, pixels, 3, device=training.device).permute(0, 3, 1, 2)
+        model = trainer.model
+        images = torch.zeros(2, pixels, pixels, 3, device=trainer.device).permute(0, 3, 1, 2)
         with FlopCounterMode(display=False) as counter:
             loss = model.compute_logits(images).sum()
             torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
@@ -212,12 +203,12 @@ def time_step(
     started, before = time.perf_counter(), torch.backends.cudnn.benchmark
     inductor.combo_kernels = combo_kernels
     try:
-        training = build_training(setting, batch_size=batch_size, **options)
+        trainer = build_training(setting, batch_size=batch_size, **options)
         if cudnn_benchmark is not None:
             torch.backends.cudnn.benchmark = cudnn_benchmark
-        unit = repeat_step(training, keep_batch(training))
+        unit = repeat_step(trainer, keep_batch(trainer))
         row = measure_unit(setting, unit, batch_size, started)
-        yield {"name": "step", **row, **flop_rates(setting, training, row["images_per_sec"])}
+        yield {"name": "step", **row, **flop_rates(setting, trainer, row["images_per_sec"])}
     finally:
         torch.backends.cudnn.benchmark = before
         inductor.combo_kernels = False
@@ -227,10 +218,10 @@ def time_loop(setting: Setting, *, backend: str, mode: str, batch_size: int) -> 
     """Measure the loop, a window of it and a window of its step in turn."""
     batch_size = setting.scale(batch_size, TINY_BATCH)
     started = time.perf_counter()
-    training = build_training(setting, batch_size=batch_size, mode=mode, backend=backend)
-    step = repeat_step(training, keep_batch(training))
+    trainer = build_training(setting, batch_size=batch_size, mode=mode, backend=backend)
+    step = repeat_step(trainer, keep_batch(trainer))
     wait_shares: list[float] = []
-    loop = run_loop(training, wait_shares)
+    loop = run_loop(trainer, wait_shares)
     finish_start(setting, step, started)
     ready = finish_start(setting, loop, started)
     if not setting.is_tiny:
@@ -251,19 +242,19 @@ def time_loop(setting: Setting, *, backend: str, mode: str, batch_size: int) -> 
         "data_wait_share": statistics.median(wait_shares),
         "peak_memory_gb": memory,
         **ready,
-        **flop_rates(setting, training, row["images_per_sec"]),
+        **flop_rates(setting, trainer, row["images_per_sec"]),
     }
 
 
 def time_optimizer(setting: Setting, *, optimizer: str) -> Iterator[Row]:
     """Measure the update alone, on gradients that stay as they are."""
     batch_size = setting.scale(64, TINY_BATCH)
-    training = build_training(setting, batch_size=batch_size, mode="eager", optimizer=optimizer)
+    trainer = build_training(setting, batch_size=batch_size, mode="eager", optimizer=optimizer)
     is_compiled = setting.device == "cuda"
-    update = build_optimizer(training.model, training.config, training.amp, compiled=is_compiled)
+    update = build_optimizer(trainer.model, trainer.config, trainer.amp, compiled=is_compiled)
     gradients = {
         parameter: torch.randn_like(parameter)
-        for parameter in training.model.parameters()
+        for parameter in trainer.model.parameters()
         if parameter.numel() <= setting.scale(2**31, 2**18)  # one without a gradient is left out
     }
 
@@ -287,18 +278,18 @@ def time_optimizer(setting: Setting, *, optimizer: str) -> Iterator[Row]:
 
 def time_evaluation(setting: Setting, *, backend: str) -> Iterator[Row]:
     """Measure whole passes over the val split, the result read back after each."""
-    training = build_training(setting, batch_size=TINY_BATCH, mode="eager", optimizer="sgd")
-    num_classes = len(training.dataset.class_names)
+    trainer = build_training(setting, batch_size=TINY_BATCH, mode="eager", optimizer="sgd")
+    num_classes = len(trainer.dataset.class_names)
     for batch_size in (256, 1024) if not setting.is_tiny else (TINY_BATCH,):
-        loader = open_batches(setting, "val", backend, training.image_dtype, batch_size)
+        loader = open_batches(setting, "val", backend, trainer.image_dtype, batch_size)
         started = time.perf_counter()
 
         def unit(num_passes: int, loader: Loader = loader) -> int:
             num_images = 0
             for _ in range(num_passes):
                 result = evaluate_network(
-                    training.scored_model, loader, num_classes,
-                    amp=training.amp, device=training.device,
+                    trainer.scored_model, loader, num_classes,
+                    amp=trainer.amp, device=trainer.device,
                 )  # fmt: skip
                 num_images += int(result.confusion.sum())
             return num_images
@@ -313,6 +304,6 @@ def time_evaluation(setting: Setting, *, backend: str) -> Iterator[Row]:
             "name": f"evaluate, batch {batch_size}",
             "images_per_sec": rate,
             "windows": windows,
-            "pass_ms": 1e3 * training.dataset.val.num_images / rate,
+            "pass_ms": 1e3 * trainer.dataset.val.num_images / rate,
             "first_pass_sec": first_sec,
         }

@@ -10,7 +10,6 @@ from tests.closeness import relative_error
 from tinyvgg.loading.batch import Batch, resize_images, scaled_size
 from tinyvgg.model.vgg import VGG_Net
 from tinyvgg.training.config import TrainConfig
-from tinyvgg.training.state import build_model
 from tinyvgg.training.step import (
     Meter,
     TrainStep,
@@ -18,6 +17,7 @@ from tinyvgg.training.step import (
     learning_rate_at,
     pixels_at,
 )
+from tinyvgg.training.trainer import build_model
 
 CPU = torch.device("cpu")
 

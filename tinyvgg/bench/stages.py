@@ -28,8 +28,7 @@ from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import TrainConfig
-from tinyvgg.training.loop import train
-from tinyvgg.training.state import Training, open_training
+from tinyvgg.training.trainer import Trainer, build_trainer
 
 logger = logging.getLogger("tinyvgg")
 
@@ -46,6 +45,11 @@ class StageRate:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """Return the line of a stage."""
+        spread = f"[{self.low:,.1f} to {self.high:,.1f}]"
+        return f"{self.stage:<24} {self.images_per_sec:>12,.1f} images/sec   {spread}"
+
 
 def bench_stages(
     dataset: PackedDataset, device: torch.device, window_sec: float
@@ -59,23 +63,31 @@ def bench_stages(
     """
     with tempfile.TemporaryDirectory() as scratch:
         yield _measure("pack", _pack_again(dataset, Path(scratch)), 0.0)
-        training = _open_training(dataset, device, Path(scratch) / "run")
+    recipe = TrainConfig(
+        dataset.folder,
+        Path(),  # nothing is written
+        batch_size=min(64, dataset.train.num_images),
+        sizes=(),
+        size_shares=(),
+        epochs=10**6,
+    )
+    trainer = build_trainer(recipe, dataset, device)
     for backend in BACKENDS[1:]:
         config = LoaderConfig(
             backend=cast(Backend, backend), batch_size=min(256, dataset.train.num_images)
         )
-        dtype = training.image_dtype
+        dtype = trainer.image_dtype
         try:
             loader = open_loader(dataset, "train", config, device=device, dtype=dtype)
         except BackendUnavailable as error:
             logger.info("not measured: %s", error)
             continue
         yield _measure(f"load, backend {backend}", _load(loader), window_sec)
-    step = _measure("step", _step(training), window_sec)
+    step = _measure("step", _step(trainer), window_sec)
     yield step
-    is_slow = training.loader.batch_size / step.images_per_sec > window_sec
+    is_slow = trainer.loader.batch_size / step.images_per_sec > window_sec
     num_steps = 1 if is_slow else LOOP_STEPS
-    yield _measure("train (load + step)", _train(training, num_steps), window_sec)
+    yield _measure("train (load + step)", _train(trainer, num_steps), window_sec)
 
 
 def name_bottleneck(rates: list[StageRate]) -> str:
@@ -123,31 +135,20 @@ def _load(loader: Loader) -> Work:
     return lambda: next(batches).num_valid
 
 
-def _open_training(dataset: PackedDataset, device: torch.device, out: Path) -> Training:
-    batch_size = min(64, dataset.train.num_images)
-    config = TrainConfig(dataset.folder, out, batch_size=batch_size, sizes=(), size_shares=())
-    return open_training(config, dataset, device, rank=0)
-
-
-def _step(training: Training) -> Work:
-    batch = next(iter(training.loader))
+def _step(trainer: Trainer) -> Work:
+    batch = next(iter(trainer.loader))
     batch = replace(batch, images=batch.images.clone())
-    training.model.train()
+    trainer.model.train()
 
     def work() -> int:
-        training.take_step(batch, 1e-4)
+        trainer.take_step(batch, 1e-4)
         return batch.num_valid
 
     return work
 
 
-def _train(training: Training, num_steps: int) -> Work:
+def _train(trainer: Trainer, num_steps: int) -> Work:
     def work() -> int:
-        step = training.step
-        limited = replace(training.config, limit_steps=step + num_steps, epochs=10**6)
-        training.config = limited
-        for _ in train(training, None, lambda report: None):
-            pass
-        return (training.step - step) * training.loader.batch_size
+        return sum(trainer.loader.batch_size for _ in trainer.train_steps(num_steps))
 
     return work

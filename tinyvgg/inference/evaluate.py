@@ -1,6 +1,6 @@
 """Evaluate: a network and a split to accuracy, loss and a confusion matrix, every image once.
 
-From: `training` (a network, or the checkpoint it wrote) and `loading`.
+From: `training` or `runs.networks` (a network) and `loading`.
 To:   the command line, and `reporting`.
 
 K classes. Padding rows, whose label is -100, count nowhere, and sums are divided by the global
@@ -11,7 +11,6 @@ read from the device before the end, so the host runs ahead of it.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,11 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tinyvgg.errors import CheckpointError
-from tinyvgg.loading.batch import channel_triple, resize_images
+from tinyvgg.loading.batch import resize_images
 from tinyvgg.loading.loader import Loader
-from tinyvgg.model.vgg import ARCHS, Network, build_network
+from tinyvgg.model.vgg import Network
 from tinyvgg.ranks import is_distributed
-from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES
-from tinyvgg.training.checkpoint import NetworkFields, parse_fields, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -141,88 +137,3 @@ def _sum_over_ranks(values: Tensor) -> float:
         parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(parts, values)
     return math.fsum(torch.cat(parts).tolist())
-
-
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """A network read from a checkpoint, with what its input and output mean.
-
-    Attributes:
-        model: in eval mode, on the device.
-        class_folders: in label order.
-        mean, std: per channel on the 0-to-1 scale, that its input is normalized with.
-        amp: the precision it was trained in.
-        pixels: shorter side of the images it was last trained on.
-    """
-
-    model: Network
-    class_folders: list[str]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    amp: str
-    pixels: int
-
-
-def read_network(path: Path, device: torch.device) -> TrainedNetwork:
-    """Read the network of a checkpoint.
-
-    Raises:
-        CheckpointError: missing, damaged, not a checkpoint of a network, or of one that diverged.
-    """
-    fields = parse_fields(path, read_checkpoint(path, device), NetworkFields, "network")
-    limits = ARCHS[fields.arch]
-    if not limits.min_pixels <= fields.pixels <= limits.max_pixels:
-        raise CheckpointError(
-            f"{path}: holds no network (pixels {fields.pixels:,}, {fields.arch} takes "
-            f"{limits.min_pixels} to {limits.max_pixels}); use another one"
-        )
-    with torch.device("meta"):  # shapes only: nothing is allocated for what does not fit
-        expected = build_network(fields.arch, len(fields.class_folders)).state_dict()
-    if (misfit := _find_misfit(fields.model, expected)) is not None:
-        raise CheckpointError(f"{path}: {misfit}; use another one, previous.pt say")
-    model = build_network(fields.arch, len(fields.class_folders))
-    model.load_state_dict(fields.model)
-    return TrainedNetwork(
-        model.to(device).eval(),
-        fields.class_folders,
-        channel_triple(fields.mean),
-        channel_triple(fields.std),
-        fields.amp,
-        fields.pixels,
-    )
-
-
-def _find_misfit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
-    """Say in one line why tensors are not the weights of a network, or None if they are."""
-    odd = sorted(found.keys() ^ expected.keys())
-    if odd:
-        return f"weights are of another network ({len(odd):,} names differ, {odd[0]!r} first)"
-    for name, tensor in found.items():
-        shape, needed = list(tensor.shape), list(expected[name].shape)
-        if shape != needed:
-            return f"weight {name!r} is {shape}, needed {needed}"
-        if tensor.layout != torch.strided or tensor.dtype != expected[name].dtype:
-            return f"weight {name!r} is {tensor.dtype}, needed {expected[name].dtype}"
-        if not tensor.isfinite().all():
-            return f"weight {name!r} is NaN or infinite, so the run had diverged"
-    return None
-
-
-def check_classes(trained: TrainedNetwork, dataset: PackedDataset) -> None:
-    """Refuse a data set whose classes are not the network's.
-
-    Raises:
-        CheckpointError: they differ in number or name.
-    """
-    found, needed = dataset.class_names, trained.class_folders
-    if len(found) != len(needed):
-        raise CheckpointError(
-            f"manifest has {len(found)} classes, checkpoint was trained on {len(needed)}; "
-            "train again or pass the dataset it was trained on"
-        )
-    for label, (folder, expected) in enumerate(zip(found, needed, strict=True)):
-        if folder != expected:
-            raise CheckpointError(
-                f"class {label} is {folder!r} in the manifest, {expected!r} in the checkpoint; "
-                "train again or pass the dataset it was trained on"
-            )

@@ -1,6 +1,6 @@
 """Averaged weights: an exponential moving average of a network's, kept on its device.
 
-From: `state`, after every step.
+From: `trainer`, after every step.
 To:   evaluation and `best.pt`, which take the averaged network.
 
 As `torch.optim.swa_utils.AveragedModel`, whose state it reads and writes, without a host wait: that

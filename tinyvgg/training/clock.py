@@ -1,6 +1,6 @@
 """Clock: images per second of an epoch, the share of it spent waiting for data, and a pace.
 
-From: `loop`, which marks where it asks for a batch and where it has one.
+From: `trainer`, which marks where it asks for a batch and where it has one.
 To:   every step's report, and an epoch's metrics.
 
 On a CPU the wait is what the host spends asking. An accelerator works behind the host's back: while

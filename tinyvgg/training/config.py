@@ -23,6 +23,12 @@ REFERENCE_MEAN = (0.4802, 0.4481, 0.3975)
 REFERENCE_STD = (0.2302, 0.2265, 0.2262)
 
 
+# steps, order, weights and optimizer state of a run depend on them from its first step on
+FIXED_FIELDS = (
+    "arch", "batch_size", "optimizer", "seed", "augment", "crop_pixels", "flip", "statistics",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a VGG network on a packed data set."""
@@ -254,3 +260,18 @@ def resolve_steps(
         learning_rate=config.learning_rate or chosen.learning_rate,
         compile_mode=chosen.compile_mode if config.compile_mode == "auto" else config.compile_mode,
     )
+
+
+def check_unchanged(config: TrainConfig, stored: TrainConfig) -> None:
+    """Refuse to go on with a run under settings that it cannot change.
+
+    Raises:
+        ValueError: one of `FIXED_FIELDS` is another than the run was started with.
+    """
+    for name in FIXED_FIELDS:
+        found, needed = getattr(config, name), getattr(stored, name)
+        if found != needed:
+            raise ValueError(
+                f"{name} must stay {needed!r} within a run, got {found!r}; leave it out, or start "
+                "anew with another --out"
+            )

@@ -1,7 +1,7 @@
 """The step: one batch in, one optimizer update out, nothing read back from the device.
 
-From: `loop`, which hands over a batch.
-To:   the weights, and a `Meter` on the device that `loop` reads now and then.
+From: `trainer`, which hands over a batch.
+To:   the weights, and a `Meter` on the device that `trainer` reads now and then.
 
 B images, K classes. The learning rate is a function of the step number alone, so a resumed run
 needs no scheduler state.

@@ -11,16 +11,14 @@ import pytest
 import torch
 
 from tinyvgg.errors import CheckpointError, DivergedError, ShardError
-from tinyvgg.inference.evaluate import evaluate_network
-from tinyvgg.loading.config import LoaderConfig
-from tinyvgg.loading.open import open_loader
 from tinyvgg.model.summary import train_flop
+from tinyvgg.runs.checkpoint import EpochRecord
+from tinyvgg.runs.fit import Run, Silence, fit, open_run
+from tinyvgg.runs.folder import read_run_config
+from tinyvgg.runs.signals import StopRequest, stop_request
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import TrainConfig
-from tinyvgg.training.loop import StepReport, finish_epoch, save_run, train
-from tinyvgg.training.run import RunFolder, read_run_config
-from tinyvgg.training.signals import StopRequested, stop_request
-from tinyvgg.training.state import Training, open_training
+from tinyvgg.training.trainer import StepReport
 
 CPU = torch.device("cpu")
 RECIPE = {"arch": "vgg_net", "optimizer": "muon", "learning_rate": 0.0, "sizes": (), "dropout": 0.0}
@@ -35,28 +33,35 @@ def make_config(make_config: Callable[..., TrainConfig]) -> Callable[..., TrainC
     return lambda **fields: make_config(**{**SMALL, **fields})
 
 
-def run_training(config: TrainConfig, dataset: PackedDataset) -> tuple[Training, list[StepReport]]:
-    """Train without evaluating: validation top-1 counts the epochs."""
-    training = open_training(config, dataset, CPU, rank=0)
-    return training, go_on(training)
+class Told(Silence):
+    """A callback that keeps what it hears, and does something after each step."""
+
+    def __init__(self, act: Callable[[StepReport], None] = lambda report: None) -> None:
+        self.act = act
+        self.reports: list[StepReport] = []
+        self.records: list[EpochRecord] = []
+
+    def on_step(self, report: StepReport) -> None:
+        self.reports.append(report)
+        self.act(report)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        self.records.append(record)
 
 
-def go_on(training: Training) -> list[StepReport]:
-    """Train what is left of a run, as above."""
-    run = RunFolder(training.config.out)
-    reports: list[StepReport] = []
-    for metrics in train(training, run, reports.append):
-        scored = replace(metrics, val_loss=0.0, val_top1=metrics.epoch / 10, val_top5=1.0)
-        finish_epoch(training, run, scored)
-    return reports
+def run_training(config: TrainConfig, dataset: PackedDataset) -> tuple[Run, list[StepReport]]:
+    """Train a run to its end or limit; return it, and what its steps reported."""
+    run, told = open_run(config, dataset, CPU), Told()
+    fit(run, callback=told)
+    return run, told.reports
 
 
 def test_training_learns_what_tells_the_classes_apart(
     color_dataset: PackedDataset, make_config: Callable[..., TrainConfig]
 ) -> None:
-    training, _ = run_training(make_config(epochs=6), color_dataset)
+    run, _ = run_training(make_config(epochs=6), color_dataset)
 
-    assert training.history[-1].train_top1 > 0.95  # measured: 1.0 from epoch 3 on
+    assert run.history[-1].train_top1 > 0.95  # measured: 1.0 from epoch 3 on
 
 
 def test_loss_is_read_every_log_every_steps_and_not_in_between(
@@ -74,14 +79,14 @@ def test_a_run_leaves_its_files(
 ) -> None:
     config = make_config()
 
-    training, _ = run_training(config, color_dataset)
+    run, _ = run_training(config, color_dataset)
 
     lines = (config.out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
     with (config.out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["train_loss"]) for row in rows] == [
-        metrics.train_loss for metrics in training.history
+        record.train_loss for record in run.history
     ]
     document = json.loads((config.out / "config.json").read_text())
     assert document["resolved"]["amp"] == "off"
@@ -90,7 +95,7 @@ def test_a_run_leaves_its_files(
     assert last["step"] == 10
     best = torch.load(config.out / "best.pt", weights_only=True)
     assert "optimizer" not in best
-    assert list(best["model"]) == list(training.model.state_dict())
+    assert list(best["model"]) == list(run.trainer.model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -110,11 +115,11 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
 
     resumed, _ = run_training(replace(config, limit_steps=None, resume=True), color_dataset)
 
-    assert resumed.step == whole.step == 10
-    for name, weights in whole.model.state_dict().items():
-        assert torch.equal(weights, resumed.model.state_dict()[name]), name
-    assert [metrics.train_loss for metrics in resumed.history] == [
-        metrics.train_loss for metrics in whole.history
+    assert resumed.trainer.step == whole.trainer.step == 10
+    for name, weights in whole.trainer.model.state_dict().items():
+        assert torch.equal(weights, resumed.trainer.model.state_dict()[name]), name
+    assert [record.train_loss for record in resumed.history] == [
+        record.train_loss for record in whole.history
     ]
 
 
@@ -123,15 +128,15 @@ def test_a_run_that_is_gone_on_with_in_one_process_ends_with_the_same_weights(
 ) -> None:
     whole, _ = run_training(make_config(out=tmp_path / "whole", epochs=1), color_dataset)
     config = make_config(out=tmp_path / "parts", epochs=1)
-    training, _ = run_training(replace(config, limit_steps=2), color_dataset)
+    run, _ = run_training(replace(config, limit_steps=2), color_dataset)
 
     for limit_steps in (3, None):
-        training.config = replace(training.config, limit_steps=limit_steps)
-        go_on(training)
+        run.trainer.config = replace(run.trainer.config, limit_steps=limit_steps)
+        fit(run)
 
-    assert training.step == whole.step == 5
-    for name, weights in whole.model.state_dict().items():
-        assert torch.equal(weights, training.model.state_dict()[name]), name
+    assert run.trainer.step == whole.trainer.step == 5
+    for name, weights in whole.trainer.model.state_dict().items():
+        assert torch.equal(weights, run.trainer.model.state_dict()[name]), name
 
 
 def test_two_runs_of_one_seed_are_bit_equal_and_another_seed_differs(
@@ -147,44 +152,25 @@ def test_two_runs_of_one_seed_are_bit_equal_and_another_seed_differs(
     assert losses[0] == losses[1] != losses[2]
 
 
-def train_and_score(
-    config: TrainConfig, dataset: PackedDataset, signal_at: tuple[int, int] | None = None
-) -> Training:
-    """Train as the command does; at that step, send this process that signal."""
-    run = RunFolder(config.out)
+def train_until(config: TrainConfig, dataset: PackedDataset, signal_at: tuple[int, int]) -> Run:
+    """Train as the command does; after that step, send this process that signal."""
     with stop_request() as stop:
-        training = open_training(config, dataset, CPU, rank=0)
+        run = open_run(config, dataset, CPU)
 
-        def observe(report: StepReport) -> None:
-            if signal_at is not None and training.step == signal_at[0]:
+        def send(report: StepReport) -> None:
+            if run.trainer.step == signal_at[0]:
                 os.kill(os.getpid(), signal_at[1])
 
-        val_loader = open_loader(dataset, "val", LoaderConfig(batch_size=5))
-        for metrics in train(training, run, observe, stop):
-            try:
-                evaluation = evaluate_network(
-                    training.scored_model,
-                    val_loader,
-                    2,
-                    amp="off",
-                    device=CPU,
-                    pixels=metrics.pixels,
-                    advance=lambda num_images: stop.check(),
-                )
-            except StopRequested:
-                save_run(training, run)
-                break
-            scored = replace(metrics, val_loss=evaluation.loss, val_top1=evaluation.top1)
-            finish_epoch(training, run, replace(scored, val_top5=evaluation.top5))
-    return training
+        fit(run, stop, Told(send))
+    return run
 
 
-def assert_same_run(found: Training, expected: Training) -> None:
+def assert_same_run(found: Run, expected: Run) -> None:
     """Compare weights, averaged weights and losses, bit by bit."""
-    assert found.step == expected.step
+    assert found.trainer.step == expected.trainer.step
     for model, other in (
-        (found.model, expected.model),
-        (found.scored_model, expected.scored_model),
+        (found.trainer.model, expected.trainer.model),
+        (found.trainer.scored_model, expected.trainer.scored_model),
     ):
         state = other.state_dict()
         for name, weights in model.state_dict().items():
@@ -204,14 +190,14 @@ def test_a_signal_saves_the_run_and_the_resumed_one_is_bit_equal(
     step: int,
 ) -> None:
     fields = {"ema_decay": 0.9, "sizes": (32,), "size_shares": (0.5,)}
-    whole = train_and_score(make_config(out=tmp_path / "whole", **fields), color_dataset)
+    whole = run_training(make_config(out=tmp_path / "whole", **fields), color_dataset)[0]
     config = make_config(out=tmp_path / "parts", **fields)
 
-    stopped = train_and_score(config, color_dataset, (step, getattr(signal, name)))
-    resumed = train_and_score(replace(config, resume=True), color_dataset)
+    stopped = train_until(config, color_dataset, (step, getattr(signal, name)))
+    resumed = run_training(replace(config, resume=True), color_dataset)[0]
 
-    assert (stopped.step, stopped.history) == (step, [])
-    assert (stopped.unscored is not None) == (step == 5)
+    assert (stopped.trainer.step, stopped.history) == (step, [])
+    assert (stopped.trainer.trained is not None) == (step == 5)
     assert_same_run(resumed, whole)
 
 
@@ -220,7 +206,7 @@ def test_the_second_ctrl_c_ends_at_once() -> None:
 
     with stop_request() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.is_made()
+        assert stop.ask()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -230,11 +216,11 @@ def test_the_second_ctrl_c_ends_at_once() -> None:
 def test_resuming_a_run_that_wrote_no_checkpoint_begins_anew(
     color_dataset: PackedDataset, make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    whole = train_and_score(make_config(out=tmp_path / "whole"), color_dataset)
+    whole = run_training(make_config(out=tmp_path / "whole"), color_dataset)[0]
     config = make_config(out=tmp_path / "killed")
-    open_training(config, color_dataset, CPU, rank=0)
+    open_run(config, color_dataset, CPU)
 
-    resumed = train_and_score(replace(config, resume=True), color_dataset)
+    resumed = run_training(replace(config, resume=True), color_dataset)[0]
 
     assert_same_run(resumed, whole)
 
@@ -247,9 +233,9 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     caplog: pytest.LogCaptureFixture,
     damage: str,
 ) -> None:
-    whole = train_and_score(make_config(out=tmp_path / "whole"), color_dataset)
+    whole = run_training(make_config(out=tmp_path / "whole"), color_dataset)[0]
     config = make_config(out=tmp_path / "parts")
-    train_and_score(config, color_dataset, (8, signal.SIGTERM))
+    train_until(config, color_dataset, (8, signal.SIGTERM))
     last = config.out / "last.pt"
     data = bytearray(last.read_bytes())
     if damage == "cut":
@@ -260,7 +246,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     else:
         last.unlink()
 
-    resumed = train_and_score(replace(config, resume=True), color_dataset)
+    resumed = run_training(replace(config, resume=True), color_dataset)[0]
 
     assert "going on from previous.pt, step 5" in caplog.text
     assert_same_run(resumed, whole)
@@ -270,14 +256,13 @@ def test_a_checkpoint_is_written_within_an_epoch_after_checkpoint_minutes(
     color_dataset: PackedDataset, make_config: Callable[..., TrainConfig]
 ) -> None:
     config = make_config(checkpoint_minutes=0.0, log_every=1)
-    training = open_training(config, color_dataset, CPU, rank=0)
     written = []
 
-    def observe(report: StepReport) -> None:
-        if (config.out / "last.pt").exists():
+    def look(report: StepReport) -> None:
+        if report.epoch == 0 and (config.out / "last.pt").exists():
             written.append(torch.load(config.out / "last.pt", weights_only=True)["step"])
 
-    next(train(training, RunFolder(config.out), observe))
+    fit(open_run(config, color_dataset, CPU), callback=Told(look))
 
     assert written == [1, 2, 3, 4]
 
@@ -308,11 +293,11 @@ def test_images_grow_over_the_epochs_and_operations_are_counted_at_their_size(
     dataset = pack_noise(pack_arrays, 64)
     config = make_config(arch="vgg_net_bn", epochs=3, sizes=(32, 48), size_shares=(0.4, 0.3))
 
-    training = train_and_score(config, dataset)
+    run = run_training(config, dataset)[0]
 
-    assert [metrics.pixels for metrics in training.history] == [32, 48, 64]
+    assert [record.pixels for record in run.history] == [32, 48, 64]
     costs = [train_flop("vgg_net_bn", 2, pixels, pixels) for pixels in (32, 48, 64)]
-    assert [metrics.pflop for metrics in training.history] == pytest.approx(
+    assert [record.pflop for record in run.history] == pytest.approx(
         [sum(costs[: epoch + 1]) * 8 / 1e15 for epoch in range(3)]
     )
 
@@ -325,13 +310,13 @@ def test_nothing_compiles_after_the_first_epoch_though_images_grow(
     config = make_config(epochs=3, batch_size=4, sizes=(32,), size_shares=(0.6,), compile="on")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    training = open_training(config, dataset, CPU, rank=0)
+    run = open_run(config, dataset, CPU)
+    counts = torch._dynamo.utils.counters["stats"]
     num_graphs = []
 
-    for _ in train(training, RunFolder(config.out), lambda report: None):
-        num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    fit(run, callback=Told(lambda report: num_graphs.append(counts["unique_graphs"])))
 
-    assert num_graphs == [2, 2, 2]  # one a size, both before the first step
+    assert num_graphs == [2] * 6  # one a size, both before the first step
 
 
 def test_a_taken_run_folder_is_refused(
@@ -342,7 +327,7 @@ def test_a_taken_run_folder_is_refused(
     (config.out / "notes.txt").write_text("mine")
 
     with pytest.raises(CheckpointError, match="exists already; pass --resume"):
-        open_training(config, color_dataset, CPU, rank=0)
+        open_run(config, color_dataset, CPU)
 
     assert [path.name for path in config.out.iterdir()] == ["notes.txt"]
 
@@ -361,7 +346,7 @@ def test_what_a_run_depends_on_cannot_change_when_it_goes_on(
     changed = replace(config, limit_steps=None, resume=True, **{field: value})
 
     with pytest.raises(ValueError, match=f"{field} must stay .* within a run, got {value!r}"):
-        open_training(changed, color_dataset, CPU, rank=0)
+        open_run(changed, color_dataset, CPU)
 
 
 def test_crop_and_flip_are_as_asked_for_and_stay_with_the_run(
@@ -369,7 +354,7 @@ def test_crop_and_flip_are_as_asked_for_and_stay_with_the_run(
 ) -> None:
     config = make_config(crop_pixels=2, flip=False)
 
-    plan = open_training(config, color_dataset, CPU, rank=0).loader.plan
+    plan = open_run(config, color_dataset, CPU).trainer.loader.plan
     stored = read_run_config(config.out)
 
     assert (plan.augment, plan.crop_pixels, plan.flip) == (True, 2, False)
@@ -377,7 +362,7 @@ def test_crop_and_flip_are_as_asked_for_and_stay_with_the_run(
     for changes in ({"crop_pixels": 4}, {"flip": True}):
         changed = replace(config, resume=True, **changes)
         with pytest.raises(ValueError, match=f"{next(iter(changes))} must stay .* within a run"):
-            open_training(changed, color_dataset, CPU, rank=0)
+            open_run(changed, color_dataset, CPU)
 
 
 def test_other_settings_change_when_it_goes_on_and_are_stored(
@@ -387,22 +372,29 @@ def test_other_settings_change_when_it_goes_on_and_are_stored(
     run_training(config, color_dataset)
 
     changed = replace(config, resume=True, weight_decay=0.25, epochs=3)
-    training = open_training(changed, color_dataset, CPU, rank=0)
+    run = open_run(changed, color_dataset, CPU)
 
-    assert training.take_step.optimizer.param_groups[0]["weight_decay"] == 0.25
+    assert run.trainer.take_step.optimizer.param_groups[0]["weight_decay"] == 0.25
     assert read_run_config(config.out).epochs == 3
+
+
+class KilledInEvaluation(StopRequest):
+    """Ends the process between two batches that are scored."""
+
+    def check(self) -> None:
+        raise SystemExit
 
 
 def test_a_timed_checkpoint_after_the_last_step_does_not_lose_the_epoch(
     color_dataset: PackedDataset, make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     fields = {"checkpoint_minutes": 0.0, "log_every": 5}  # of five steps an epoch
-    whole = train_and_score(make_config(out=tmp_path / "whole", **fields), color_dataset)
+    whole = run_training(make_config(out=tmp_path / "whole", **fields), color_dataset)[0]
     config = make_config(out=tmp_path / "killed", **fields)
-    training = open_training(config, color_dataset, CPU, rank=0)
-    next(train(training, RunFolder(config.out), lambda report: None))  # killed in evaluation
+    with pytest.raises(SystemExit):
+        fit(open_run(config, color_dataset, CPU), KilledInEvaluation())
 
-    resumed = train_and_score(replace(config, resume=True), color_dataset)
+    resumed = run_training(replace(config, resume=True), color_dataset)[0]
 
     assert_same_run(resumed, whole)
 
@@ -411,14 +403,14 @@ def test_weights_that_are_no_numbers_are_not_saved_even_if_the_loss_is_one(
     color_dataset: PackedDataset, make_config: Callable[..., TrainConfig]
 ) -> None:
     config = make_config(arch="vgg_net_bn", clip_norm=0.0, log_every=1)
-    training = open_training(config, color_dataset, CPU, rank=0)
+    run = open_run(config, color_dataset, CPU)
 
     def spoil(report: StepReport) -> None:
         with torch.no_grad():
-            training.model.conv[0].weight[0, 0, 0, 0] = -float("nan")
+            run.trainer.model.conv[0].weight[0, 0, 0, 0] = -float("nan")
 
     with pytest.raises(DivergedError, match="a weight that is infinite or NaN, the run has"):
-        list(train(training, RunFolder(config.out), spoil))
+        fit(run, callback=Told(spoil))
 
 
 def test_resuming_what_was_never_started_is_refused(tmp_path: Path) -> None:
@@ -445,7 +437,7 @@ def test_resume_on_another_dataset_is_refused(
     run_training(config, color_dataset)
 
     with pytest.raises(ShardError, match="open the data set it was saved with"):
-        open_training(replace(config, resume=True), packed, CPU, rank=0)
+        open_run(replace(config, resume=True), packed, CPU)
 
 
 def test_a_damaged_checkpoint_is_named(
@@ -458,7 +450,7 @@ def test_a_damaged_checkpoint_is_named(
     assert not (config.out / "previous.pt").exists()
 
     with pytest.raises(CheckpointError, match=r"last\.pt: damaged or not a checkpoint"):
-        open_training(replace(config, resume=True), color_dataset, CPU, rank=0)
+        open_run(replace(config, resume=True), color_dataset, CPU)
 
 
 def test_images_of_a_size_the_network_cannot_take_are_refused(
@@ -468,4 +460,4 @@ def test_images_of_a_size_the_network_cannot_take_are_refused(
     small = pack_arrays("small", images, labels, images, labels)
 
     with pytest.raises(ValueError, match="32x32 pixels, vgg_net takes 48 to 95"):
-        open_training(make_config(**RECIPE), small, CPU, rank=0)
+        open_run(make_config(**RECIPE), small, CPU)

@@ -5,7 +5,7 @@
     last.pt         goes on with the run; previous.pt is the one before it
     best.pt         the weights with the best validation top-1
 
-From: `loop`, after each epoch and when it is stopped.
+From: `fit`, after each epoch and when it is stopped.
 To:   `train --resume`, `evaluate`, and whoever plots.
 
 Every file is replaced by rename. Metrics are written from the history in the checkpoint, so a
@@ -26,13 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tinyvgg import __version__
 from tinyvgg.durable import replace_file
 from tinyvgg.errors import CheckpointError, DatasetError
 from tinyvgg.packing.locking import hold_lock
-from tinyvgg.training.checkpoint import parse_fields, read_checkpoint, write_checkpoint
+from tinyvgg.runs.checkpoint import (
+    Checkpoint,
+    EpochRecord,
+    ResumeCheckpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from tinyvgg.training.config import TrainConfig
 
 # where the run is, and what belongs to one call of the command rather than to the run
@@ -42,40 +48,6 @@ CALL_FIELDS = (
 )  # fmt: skip
 
 logger = logging.getLogger("tinyvgg")
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """One line of metrics.jsonl. Losses are means over images; top-1 and shares are 0 to 1.
-
-    `pixels` is the shorter side of the epoch's images, in training and in validation; `pflop` the
-    operations of every image seen so far, in 10^15, by `summary.train_flop`.
-    """
-
-    epoch: int
-    step: int
-    pixels: int
-    pflop: float
-    learning_rate: float
-    train_loss: float
-    train_top1: float
-    val_loss: float
-    val_top1: float
-    val_top5: float
-    images_per_sec: float
-    data_wait_share: float
-    elapsed_sec: float
-
-
-class RunFields(BaseModel):
-    """Numbers of a checkpoint that a run goes on from; torch looks at its tensors itself."""
-
-    step: NonNegativeInt
-    best_top1: float
-    elapsed_sec: NonNegativeFloat
-    history: list[EpochMetrics]
-    unscored: EpochMetrics | None
-    loader: dict[str, str | NonNegativeInt]
 
 
 @dataclass(frozen=True)
@@ -143,25 +115,25 @@ class RunFolder:
         data = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
         replace_file(self.path / "config.json", data)
 
-    def write_metrics(self, history: list[EpochMetrics]) -> None:
+    def write_metrics(self, history: list[EpochRecord]) -> None:
         """Write metrics.jsonl and metrics.csv from the whole history."""
-        lines = "".join(json.dumps(asdict(metrics)) + "\n" for metrics in history)
+        lines = "".join(json.dumps(asdict(record)) + "\n" for record in history)
         replace_file(self.path / "metrics.jsonl", lines.encode())
         table = io.StringIO()
-        writer = csv.DictWriter(table, list(EpochMetrics.__dataclass_fields__))
+        writer = csv.DictWriter(table, list(EpochRecord.__dataclass_fields__))
         writer.writeheader()
-        writer.writerows(asdict(metrics) for metrics in history)
+        writer.writerows(asdict(record) for record in history)
         replace_file(self.path / "metrics.csv", table.getvalue().encode())
 
-    def write_last(self, checkpoint: dict[str, Any]) -> None:
+    def write_last(self, checkpoint: ResumeCheckpoint) -> None:
         """Replace last.pt, and keep the one there was as previous.pt."""
         write_checkpoint(self.last, checkpoint, keep_as=self.previous)
 
-    def write_best(self, checkpoint: dict[str, Any]) -> None:
+    def write_best(self, checkpoint: Checkpoint) -> None:
         """Replace best.pt."""
         write_checkpoint(self.best, checkpoint)
 
-    def read_last(self, device: torch.device) -> tuple[dict[str, Any] | None, bool]:
+    def read_last(self, device: torch.device) -> tuple[ResumeCheckpoint | None, bool]:
         """Read last.pt, or the one before it if that is missing or damaged, with a warning.
 
         Returns:
@@ -175,20 +147,13 @@ class RunFolder:
             logger.warning("%s: no checkpoint yet; the run begins anew", self.path)
             return None, False
         try:
-            return _read_run(self.last, device), False
+            return read_checkpoint(self.last, ResumeCheckpoint, device), False
         except CheckpointError as error:
             if not self.previous.exists():
                 raise
-            checkpoint = _read_run(self.previous, device)
-            logger.warning("%s; going on from previous.pt, step %s", error, checkpoint.get("step"))
+            checkpoint = read_checkpoint(self.previous, ResumeCheckpoint, device)
+            logger.warning("%s; going on from previous.pt, step %s", error, checkpoint.step)
             return checkpoint, True
-
-
-def _read_run(path: Path, device: torch.device) -> dict[str, Any]:
-    """Return a checkpoint to go on from, its numbers checked."""
-    checkpoint = read_checkpoint(path, device)
-    fields = parse_fields(path, checkpoint, RunFields, "run to go on with")
-    return {**checkpoint, **fields.model_dump()}
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Tracing: a few steps under torch's profiler, as a file and as a table of operations.
 
-From: `loop`, through the observer that is called after each step.
+From: `run_lines`, after each step.
 To:   RUN/trace.json, for chrome://tracing or ui.perfetto.dev, and stdout.
 """
 

@@ -9,14 +9,14 @@ import torch
 
 from tinyvgg.cli import main
 from tinyvgg.errors import CheckpointError
+from tinyvgg.runs.folder import RunFolder
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.shards.verify import verify_dataset
-from tinyvgg.training.run import RunFolder
 
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path
-from tinyvgg.training.run import RunFolder
+from tinyvgg.runs.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).writing():
     print("held", flush=True)
     time.sleep(600)

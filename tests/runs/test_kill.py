@@ -16,9 +16,7 @@ from tinyvgg.shards.store import PackedDataset
 
 # a server that has imported the command once: a process is there in a tenth of a second
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["tinyvgg.cli", "tinyvgg.training.state", "tinyvgg.inference.evaluate"]
-)
+SERVER.set_forkserver_preload(["tinyvgg.cli", "tinyvgg.runs.fit", "tinyvgg.inference.evaluate"])
 
 
 def type_command(words: Sequence[str], log: Path) -> None:

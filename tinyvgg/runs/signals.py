@@ -1,7 +1,7 @@
 """Signals: a request to stop, kept until the run stands between two steps.
 
 From: SIGTERM (a scheduler, torchrun), SIGUSR1 (a scheduler's early warning) and Ctrl-C.
-To:   `loop` and the evaluation, which ask after every step, and stop together on all ranks.
+To:   `fit` and the evaluation, which ask after every step, and stop together on all ranks.
 
 A handler only notes the signal, so compilation and a running step come to their end first. Ctrl-C
 a second time ends at once.
@@ -47,8 +47,8 @@ class StopRequest:
             raise KeyboardInterrupt
         self.noted = signal_number
 
-    def is_made(self) -> bool:
-        """Return whether any rank was asked to stop; all ranks call this together."""
+    def ask(self) -> bool:
+        """Return whether any rank was asked to stop; all ranks must ask together."""
         self.agreed = self.noted
         if self._group is not None:
             number = torch.tensor(self.noted or 0)
@@ -57,8 +57,8 @@ class StopRequest:
         return self.agreed is not None
 
     def check(self) -> None:
-        """Raise `StopRequested` if any rank was asked to stop."""
-        if self.is_made():
+        """Raise `StopRequested` if any rank was asked to stop; all ranks must ask together."""
+        if self.ask():
             raise StopRequested
 
 

@@ -1,0 +1,448 @@
+"""Trainer: a network, its batches and its optimizer, moved from step to step.
+
+From: a recipe, an opened data set and a device.
+To:   `runs.fit`, which scores, saves and stops, or a benchmark or a notebook, which do neither:
+      a trainer knows no folder, no signal and no screen.
+
+Loss and hits stay on the device; they are read every `log_every` steps and at the end of an epoch,
+where they are added up over all ranks. There loss and weights must be finite.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed
+
+from tinyvgg.errors import CheckpointError, DivergedError
+from tinyvgg.loading.batch import scaled_size
+from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.loader import Loader
+from tinyvgg.loading.open import open_loader
+from tinyvgg.model.summary import train_flop
+from tinyvgg.model.vgg import Network, build_network, check_image_size, initialize_he
+from tinyvgg.ranks import agree_on, find_rank
+from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.amp import AMP_DTYPES, choose_amp
+from tinyvgg.training.average import AveragedNetwork
+from tinyvgg.training.clock import Clock
+from tinyvgg.training.config import (
+    REFERENCE_MEAN,
+    REFERENCE_STD,
+    TrainConfig,
+    resolve_steps,
+)
+from tinyvgg.training.step import (
+    Meter,
+    TrainStep,
+    build_optimizer,
+    learning_rate_at,
+    pixels_at,
+)
+
+logger = logging.getLogger("tinyvgg")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a trainer stands after a step; loss and top-1 only every `log_every` steps.
+
+    Attributes:
+        epoch: from 0.
+        step: of the epoch, from 1.
+        images_per_sec: over all devices, in this epoch and call.
+        data_wait_share: of the time, in which the device waited for a batch, 0 to 1.
+        loss: mean over the steps since the last reading, or None.
+        top1: likewise, 0 to 1.
+    """
+
+    epoch: int
+    step: int
+    images_per_sec: float
+    data_wait_share: float
+    loss: float | None = None
+    top1: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """What training an epoch came to. Losses are means over images; top-1 and shares are 0 to 1.
+
+    Attributes:
+        epoch: from 0.
+        step: of the whole run, its last one.
+        pixels: the shorter side of the epoch's images.
+        pflop: operations of every image seen so far, in 10^15, by `summary.train_flop`.
+        learning_rate: of its last step.
+        train_loss, train_top1: over its images.
+        images_per_sec: over all devices.
+        data_wait_share: of the time, in which the device waited for a batch.
+        elapsed_sec: that training took so far, in all calls.
+    """
+
+    epoch: int
+    step: int
+    pixels: int
+    pflop: float
+    learning_rate: float
+    train_loss: float
+    train_top1: float
+    images_per_sec: float
+    data_wait_share: float
+    elapsed_sec: float
+
+
+@dataclass
+class Trainer:
+    """A network in training; see `build_trainer`.
+
+    Attributes:
+        config: the recipe, with what `auto` meant for batch size and learning rate.
+        step: steps taken.
+        trained: an epoch whose last step was taken, until whoever scores it sets it to None.
+        elapsed_sec: seconds that the steps took so far.
+        model: the network; `scored_model` is the one to evaluate.
+    """
+
+    config: TrainConfig
+    dataset: PackedDataset
+    loader: Loader
+    model: Network
+    amp: str
+    device: torch.device
+    compiled: bool
+    average: AveragedNetwork | None = None
+    step: int = 0
+    trained: TrainedEpoch | None = None
+    elapsed_sec: float = 0.0
+    is_prepared: bool = False
+    take_step: TrainStep = field(init=False)
+    epoch_meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Build optimizer and step."""
+        # on a CPU a launch costs nothing, and foreign kernels would cost bits
+        is_launched = self.compiled and self.device.type != "cpu"
+        optimizer = build_optimizer(self.model, self.config, self.amp, compiled=is_launched)
+        self.take_step = TrainStep(
+            self.model, optimizer, self.config, self.amp, self.device, self.compiled
+        )
+        self.epoch_meter = Meter.on(self.device)
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """Type of the images the network is fed with."""
+        return AMP_DTYPES[self.amp]
+
+    @property
+    def scored_model(self) -> Network:
+        """The network that is evaluated: with averaged weights if there are any."""
+        if self.average is None:
+            return self.model
+        return self.average.module
+
+    def pixels_of(self, epoch: int) -> int:
+        """Return the shorter side of an epoch's images."""
+        image = self.dataset.manifest.image
+        return pixels_at(self.config, epoch, min(image.height, image.width))
+
+    @property
+    def last_pixels(self) -> int:
+        """The shorter side of the images of the last step."""
+        state = self.loader.state
+        return self.pixels_of(state.epoch - (state.images_consumed == 0 and state.epoch > 0))
+
+    def pflop_until(self, epoch: int) -> float:
+        """Return the operations, in 10^15, of every image seen until the end of an epoch."""
+        image = self.dataset.manifest.image
+        num_classes = len(self.dataset.class_names)
+        flop = 0
+        for number in range(epoch + 1):
+            size = scaled_size(image.height, image.width, self.pixels_of(number))
+            flop += train_flop(self.config.arch, num_classes, *size)
+        return flop * len(self.loader) * self.loader.batch_size / 1e15
+
+    def has_finite_weights(self) -> bool:
+        """Return whether no weight is infinite or NaN; waits for the device."""
+        norms = torch._foreach_norm(list(self.model.parameters()))
+        return bool(torch.stack(norms).isfinite().all())
+
+    def share_buffers(self) -> None:
+        """Give all ranks the first one's running statistics, so that all score one network."""
+        if self.loader.world_size == 1:
+            return
+        models = {self.model, self.scored_model}
+        for buffer in (buffer for model in models for buffer in model.buffers()):
+            torch.distributed.broadcast(buffer, 0)
+
+    def update_average(self) -> None:
+        """Move the averaged weights a little towards the present ones, if there is an average."""
+        if self.average is not None:
+            self.average.update(self.model)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * len(self.loader)
+
+    def prepare(self) -> None:
+        """Compile for every image size before the loader starts; see `TrainStep.capture`."""
+        if not self.compiled or self.is_prepared:
+            return
+        self.is_prepared = True
+        image = self.dataset.manifest.image
+        num_images = self.loader.batch_size // self.loader.world_size // self.config.accumulate
+        labels = torch.zeros(num_images, dtype=torch.int64, device=self.device)
+        self.model.train()
+        for pixels in sorted({self.pixels_of(epoch) for epoch in range(self.config.epochs)}):
+            size = scaled_size(image.height, image.width, pixels)
+            shape = (num_images, *size, image.channels)
+            images = torch.zeros(shape, dtype=self.image_dtype, device=self.device)
+            self.take_step.capture(images.permute(0, 3, 1, 2), labels)
+
+    def train_epoch(
+        self, last_step: int | None = None, is_stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[StepReport]:
+        """Train what is left of the current epoch, and return an iterator over its steps.
+
+        A step is taken when its report is asked for. After the epoch's last one `trained` is set,
+        and not before; a call that ended inside the epoch is followed by one that goes on there.
+
+        Args:
+            last_step: of the whole run, after which no more is taken; None: that of the recipe.
+            is_stopped: asked after each step, by all ranks together; true ends the iterator.
+
+        Raises:
+            DivergedError: the loss or a weight is infinite or NaN; on all ranks alike.
+        """
+        last_step = self.num_steps if last_step is None else last_step
+        self.prepare()
+        config, loader = self.config, self.loader
+        self.model.train()
+        epoch = loader.state.epoch
+        pixels = self.pixels_of(epoch)
+        clock = Clock.on(self.device, loader.batch_size)
+        window = Meter.on(self.device)
+        learning_rate = 0.0
+        batches = iter(loader)
+        while self.step < last_step:
+            with clock.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                break
+            learning_rate = learning_rate_at(config, self.step, self.num_steps)
+            loss, hits = self.take_step(batch, learning_rate, pixels)
+            self.update_average()
+            window.add(loss, hits, batch.num_valid)
+            self.step += 1
+            clock.count()
+            loss_read = top1_read = None
+            if self.step % config.log_every == 0:
+                loss_read, top1_read = self._close_window(window)
+                self.elapsed_sec += clock.lap_sec()
+            step_in_epoch = (self.step - 1) % len(loader) + 1
+            rate, wait_share = clock.images_per_sec(), clock.wait_share()
+            yield StepReport(epoch, step_in_epoch, rate, wait_share, loss_read, top1_read)
+            if is_stopped():
+                break
+        if window.num_images:
+            self._close_window(window)
+        self.elapsed_sec += clock.lap_sec()
+        if loader.state.epoch == epoch:
+            loader.load_state_dict(loader.state_dict())  # another call goes on inside it
+            return
+        train_loss, train_top1 = self.epoch_meter.read()
+        self.epoch_meter = Meter.on(self.device)
+        self.trained = TrainedEpoch(
+            epoch=epoch,
+            step=self.step,
+            pixels=pixels,
+            pflop=self.pflop_until(epoch),
+            learning_rate=learning_rate,
+            train_loss=train_loss,
+            train_top1=train_top1,
+            images_per_sec=clock.images_per_sec(),
+            data_wait_share=clock.wait_share(),
+            elapsed_sec=self.elapsed_sec,
+        )
+        self.share_buffers()
+
+    def train_steps(self, num_steps: int) -> Iterator[StepReport]:
+        """Train so many steps, epoch after epoch, none of them scored; for benchmarks.
+
+        Returns:
+            An iterator over the steps; a step is taken when its report is asked for.
+        """
+        last_step = self.step + num_steps
+        while self.step < last_step:
+            yield from self.train_epoch(last_step)
+            self.trained = None
+
+    def _close_window(self, window: Meter) -> tuple[float, float]:
+        """Add a window up over all ranks, move it into the epoch's meter, return loss and top-1.
+
+        Raises:
+            DivergedError: the loss or a weight is infinite or NaN; on all ranks alike.
+        """
+        if self.loader.world_size > 1:
+            torch.distributed.all_reduce(window.sums)
+            window.num_images *= self.loader.world_size
+        loss, top1 = window.read()
+        found = f"loss {loss}" if not math.isfinite(loss) else "a weight that is infinite or NaN"
+        if not (math.isfinite(loss) and self.has_finite_weights()):
+            raise DivergedError(
+                f"step {self.step:,}: {found}, the run has diverged; start anew with a lower "
+                "--learning-rate (the checkpoint before it is kept)"
+            )
+        self.epoch_meter.sums += window.sums
+        self.epoch_meter.num_images += window.num_images
+        window.sums.zero_()
+        window.num_images = 0
+        return loss, top1
+
+    def network_fields(self) -> dict[str, Any]:
+        """Return what describes the network that is scored; tensors are the network's own."""
+        normalization = self.loader.normalization
+        return {
+            "arch": self.config.arch,
+            "model": self.scored_model.state_dict(),
+            "pixels": self.last_pixels,
+            "class_folders": self.dataset.class_names,
+            "class_words": [record.words for record in self.dataset.manifest.classes],
+            "mean": list(normalization.mean),
+            "std": list(normalization.std),
+            "manifest_sha256": self.dataset.manifest_sha256,
+            "amp": self.amp,
+            "step": self.step,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes from step to step; tensors are the trainer's own."""
+        is_cuda = self.device.type == "cuda"
+        return {
+            "trained_model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "unscored": self.trained,
+            "optimizer": self.take_step.optimizer.state_dict(),
+            "scaler": self.take_step.scaler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "elapsed_sec": self.elapsed_sec,
+            "meter": {"sums": self.epoch_meter.sums, "num_images": self.epoch_meter.num_images},
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if is_cuda else None,
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            CheckpointError: it holds no state to go on with.
+            ShardError: it was taken on another data set.
+        """
+        try:
+            self.loader.load_state_dict(state["loader"])
+            self.model.load_state_dict(state["trained_model"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.trained = state["unscored"]
+            optimizer = self.take_step.optimizer
+            optimizer.load_state_dict(state["optimizer"])
+            if self.config.optimizer != "adam":
+                optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay
+            self.take_step.scaler.load_state_dict(state["scaler"])
+            self.step = state["step"]
+            self.elapsed_sec = state["elapsed_sec"]
+            self.epoch_meter = Meter(**state["meter"])
+            torch.set_rng_state(state["rng"].cpu())
+            if self.device.type == "cuda" and state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"last.pt: of another network or recipe ({error}); start anew"
+            ) from error
+
+
+def build_model(config: TrainConfig, num_classes: int) -> Network:
+    """Return the network of a recipe, seeded."""
+    torch.manual_seed(config.seed)
+    model = build_network(config.arch, num_classes, config.dropout)
+    if config.init == "he":
+        initialize_he(model)
+    return model
+
+
+def check_sizes(config: TrainConfig, dataset: PackedDataset) -> None:
+    """Refuse images that the network cannot take, as packed or reduced to `config.sizes`.
+
+    Raises:
+        ValueError: they are not of a size that it takes.
+    """
+    image = dataset.manifest.image
+    stored = min(image.height, image.width)
+    for pixels in {stored, *(min(pixels, stored) for pixels in config.sizes)}:
+        check_image_size(config.arch, *scaled_size(image.height, image.width, pixels))
+
+
+def resolve_recipe(
+    config: TrainConfig, dataset: PackedDataset, device: torch.device
+) -> TrainConfig:
+    """Return a recipe with what depends on the data set, the device and the number of ranks.
+
+    Raises:
+        ValueError: the images are not of a size that the network takes.
+    """
+    check_sizes(config, dataset)
+    _, world_size = find_rank()
+    num_parts = world_size * config.accumulate
+    return resolve_steps(config, device.type, dataset.train.num_images, num_parts)
+
+
+def build_trainer(config: TrainConfig, dataset: PackedDataset, device: torch.device) -> Trainer:
+    """Build a trainer at its first step; every rank builds the same weights from the seed.
+
+    Args:
+        config: the recipe.
+        dataset: to train on.
+        device: of this process.
+
+    Returns:
+        The trainer, whose loader has read nothing yet; nothing was written anywhere.
+
+    Raises:
+        BackendUnavailable: the loader backend that was asked for cannot run here.
+        ValueError: the images are not of a size that the network takes, or the batch size cannot
+            be divided among ranks and parts.
+    """
+    config = resolve_recipe(config, dataset, device)
+    if device.type == "cuda":  # a run has a few shapes, each for thousands of steps
+        torch.backends.cudnn.benchmark = True
+    amp, amp_reason = choose_amp(device) if config.amp == "auto" else (config.amp, "")
+    amp = agree_on(amp)
+    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    is_reference = config.statistics == "reference"
+    loader_config = LoaderConfig(
+        backend=config.backend,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        crop_pixels=config.crop_pixels,
+        flip=config.flip,
+        mean=REFERENCE_MEAN if is_reference else None,
+        std=REFERENCE_STD if is_reference else None,
+    )
+    dtype = AMP_DTYPES[amp]
+    loader = open_loader(dataset, "train", loader_config, device=device, dtype=dtype)
+    if config.batch_size % (loader.world_size * config.accumulate):
+        raise ValueError(
+            f"batch_size must be divisible by {loader.world_size} ranks times accumulate "
+            f"{config.accumulate}, got {config.batch_size}"
+        )
+    if amp_reason:  # said once nothing can be refused any more: an error is one line
+        logger.info("amp %s: %s", amp, amp_reason)
+    model = build_model(config, len(dataset.class_names)).to(device)
+    average = AveragedNetwork(model, config.ema_decay) if config.ema_decay else None
+    return Trainer(config, dataset, loader, model, amp, device, compiled, average)
