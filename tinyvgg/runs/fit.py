@@ -29,7 +29,7 @@ from tinyvgg.training.trainer import StepReport, Trainer, build_trainer, resolve
 
 
 class Callback(Protocol):
-    """What `fit` tells of a run, on rank 0."""
+    """What `fit` tells of a run, on every rank."""
 
     def on_step(self, report: StepReport) -> None:
         """Hear of a step that was taken."""
