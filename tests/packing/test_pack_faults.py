@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.packing.test_pack import (
+from tests.packing.sources import (
     assert_nothing_left,
     contents,
     known_pixels,
