@@ -1,10 +1,10 @@
-"""Draw the README's table and the plot of benchmarks/records: `python tools/render_records.py`.
+"""Draw the tables and plots of benchmarks/records: `python tools/render_records.py`.
 
-With --check, change nothing and fail if the README says something else than the records.
+All of them go into benchmarks/RECORDS.md, the ratios into the README. With --check, change nothing
+and fail if one of the two says something else than the records.
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def read_records() -> list[dict[str, Any]]:
     newest: dict[str, dict[str, Any]] = {}
     for path in sorted(RECORDS.glob("*.json")):
         record = json.loads(path.read_text())
-        record["path"] = path.relative_to(REPOSITORY).as_posix()
+        record["path"] = path.relative_to(RECORDS.parent).as_posix()
         if (
             record["name"] not in newest
             or record["machine"]["date"] > newest[record["name"]]["machine"]["date"]
@@ -85,6 +85,18 @@ def render_rates(record: dict[str, Any]) -> list[str]:
             + (f" {100 * arm['mfu']:.0f} % |" if "mfu" in arm else " |" if has_mfu else "")
         )
     return [*lines, "", *render_bars(record)]
+
+
+def render_ratios(records: list[dict[str, Any]]) -> str:
+    """Return the ratios of all records of images/sec, as one Markdown table."""
+    lines = [
+        "| benchmark | ratio | median | 95 % interval | bar |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for record in records:
+        if not is_of_accuracy(record):
+            lines += [f"| {record['name']} {line}" for line in render_bars(record)[2:-1]]
+    return "\n".join(lines)
 
 
 def render_bars(record: dict[str, Any]) -> list[str]:
@@ -175,7 +187,7 @@ def render_curves(record: dict[str, Any]) -> list[str]:
     """Return the lines of a record of training runs: plot, arms, then bars."""
     name = record["name"]
     lines = [
-        f"![validation top-1 by operations spent, {name}](benchmarks/records/{name}.png)",
+        f"![validation top-1 by operations spent, {name}](records/{name}.png)",
         "",
         "| recipe | flags | seeds | best validation top-1, % | epochs | PFLOP |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -261,18 +273,25 @@ def _number(rate: float) -> str:
 
 
 def main() -> int:
-    """Write or check the README's section."""
+    """Write or check the sections of both files."""
     records = read_records()
-    path = REPOSITORY / "README.md"
-    text = path.read_text()
-    section = f"{BEGIN}\n\n{render_tables(records)}\n\n{END}"
-    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
-    rendered = pattern.sub(lambda _: section, text)
-    if "--check" in sys.argv[1:]:
+    is_check = "--check" in sys.argv[1:]
+    stale = []
+    for path, section in (
+        (REPOSITORY / "benchmarks" / "RECORDS.md", render_tables(records)),
+        (REPOSITORY / "README.md", render_ratios(records)),
+    ):
+        text = path.read_text()
+        before, rest = text.split(BEGIN)
+        rendered = f"{before}{BEGIN}\n\n{section}\n\n{END}{rest.split(END)[1]}"
         if rendered != text:
-            print("README.md: its table is not what the records say; run tools/render_records.py")
-        return int(rendered != text)
-    path.write_text(rendered)
+            stale.append(path.name)
+            if not is_check:
+                path.write_text(rendered)
+    if is_check:
+        for name in stale:
+            print(f"{name}: it does not say what the records say; run tools/render_records.py")
+        return int(bool(stale))
     for record in records:
         if record["name"] == "scaling":
             plot_scaling(record, RECORDS / "scaling.png")

@@ -92,7 +92,7 @@ def test_a_record_says_how_it_was_made(path: Path) -> None:
             assert len(arm["windows"]) >= 5
 
 
-def test_the_readme_says_what_the_records_say() -> None:
+def test_readme_and_records_md_say_what_the_records_say() -> None:
     tool = REPOSITORY / "tools" / "render_records.py"
 
     done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True)
