@@ -13,15 +13,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from tinyvgg import __version__
 from tinyvgg.endings import explain_error, raising_signals
 from tinyvgg.errors import TinyvggError, naming
 from tinyvgg.flags import parse_config, parse_train_config
-
-if TYPE_CHECKING:
-    pass
 
 CLOSED_PIPE_STATUS = 128 + 13  # what a shell says of a command that SIGPIPE ended
 

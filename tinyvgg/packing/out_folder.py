@@ -14,8 +14,9 @@ from pathlib import Path
 from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing.locking import name_locks
+from tinyvgg.regular import read_regular_file
 from tinyvgg.shards.manifest import SHARD_NAME, is_manifest
-from tinyvgg.shards.store import MANIFEST_NAME
+from tinyvgg.shards.store import MANIFEST_MAX_BYTES, MANIFEST_NAME
 
 
 def resolve_out(given: Path) -> Path:
@@ -80,7 +81,7 @@ def check_out(given: Path, out: Path, *, overwrite: bool) -> None:
         raise DatasetError(f"{given}: exists already; pass --overwrite to replace it")
     read_packed = "it is not replaced; remove it, or name another folder"
     try:
-        is_packed = is_manifest((out / MANIFEST_NAME).read_bytes())
+        is_packed = is_manifest(read_regular_file(out / MANIFEST_NAME, MANIFEST_MAX_BYTES))
     except OSError as error:
         raise DatasetError(f"{out / MANIFEST_NAME}: {error.strerror}; {read_packed}") from error
     if not is_packed:

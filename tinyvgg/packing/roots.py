@@ -55,11 +55,7 @@ def _enter(tree: FileTree, root: str) -> tuple[str, list[str]]:
     folder = ""
     for name in root.split("/") if root else ():
         names = sorted(tree.list_folder(folder))
-        beside += [
-            _join(folder, other)
-            for other in names
-            if other != f"{name}/" and not is_hidden(other.rstrip("/"))
-        ]
+        beside += [_join(folder, other) for other in names if other != f"{name}/"]
         folder = _join(folder, name)
     if root:
         tree.enter(root)

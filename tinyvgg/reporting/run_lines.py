@@ -2,7 +2,7 @@
 
 From: `runs.fit`, through a callback.
 To:   stdout (the reference's line every `log_every` steps, one an epoch), a bar on stderr, and the
-      pictures in the run folder. Lines come before pictures, and the run is saved before either.
+      pictures in the run folder. An epoch's line comes before the run is saved, its pictures after.
 """
 
 import logging
