@@ -10,7 +10,6 @@ it is what loading, metering and bookkeeping cost. The reference is ImageFolder 
 import argparse
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,9 +18,10 @@ from benchmarks.loaders import endless, image_folder_loader
 from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from benchmarks.train_step import reference_step
 from tinyvgg.bench.windows import Work
+from tinyvgg.options import Amp
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.amp import choose_amp
-from tinyvgg.training.config import Amp, TrainConfig
+from tinyvgg.training.config import Recipe
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.trainer import Trainer, build_trainer
 
@@ -31,10 +31,8 @@ STEPS = 2  # of the loop in one unit of work
 
 def open_trainer(packed: str, amp: str) -> Trainer:
     """Return a trainer of recipe `fast`, that never comes to its end."""
-    config = TrainConfig(
-        Path(packed), Path(), amp=cast(Amp, amp), sizes=(), size_shares=(), epochs=10**6
-    )
-    return build_trainer(config, open_dataset(packed), torch.device("cpu"))
+    recipe = Recipe(amp=cast(Amp, amp), sizes=(), size_shares=(), epochs=10**6)
+    return build_trainer(recipe, open_dataset(packed), torch.device("cpu"))
 
 
 def train_loop(packed: str, amp: str) -> Work:

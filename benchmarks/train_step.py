@@ -9,7 +9,6 @@ is forward and backward of the ten convolutions, whole, in the same dtype, chann
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from tinyvgg.loading.batch import Batch
 from tinyvgg.model.summary import train_flop
 from tinyvgg.model.vgg import STAGE_CHANNELS, VGG_Net
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
-from tinyvgg.training.config import CPU_STEPS, RECIPES, TrainConfig
+from tinyvgg.training.config import CPU_STEPS, Recipe
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
 from tinyvgg.training.trainer import build_model
@@ -67,13 +66,12 @@ def reference(batch_size: int) -> Work:
     return lambda: take_step(images, labels)
 
 
-def tinyvgg_step(batch_size: int, amp: str, compiled: bool, recipe: str = "fast") -> Work:
+def tinyvgg_step(batch_size: int, amp: str, compiled: bool, name: str = "fast") -> Work:
     """The step of a recipe, optimizer and dropout included."""
     device = torch.device("cpu")
-    fields = {**RECIPES[recipe], "batch_size": batch_size}
-    config = TrainConfig(Path("packed"), Path("run"), **fields)
-    model = build_model(config, NUM_CLASSES).train()
-    take_step = TrainStep(model, build_optimizer(model, config, amp), config, amp, device, compiled)
+    recipe = Recipe.named(name, batch_size=batch_size)
+    model = build_model(recipe, NUM_CLASSES).train()
+    take_step = TrainStep(model, build_optimizer(model, recipe, amp), recipe, amp, device, compiled)
     images, labels = random_images(batch_size)
     batch = Batch(images.to(AMP_DTYPES[amp]), labels, torch.arange(batch_size), batch_size)
     meter = Meter.on(device)
@@ -125,13 +123,13 @@ def main() -> None:
     amp, _ = choose_amp(torch.device("cpu"))
     steady: dict[str, Any] = {"window_sec": 2.0, "num_windows": 2, "min_warm_windows": 1}
     steady |= {"flop_per_image": FLOP_PER_IMAGE}
-    batch_norm_flop = train_flop(RECIPES["fast-bn"]["arch"], NUM_CLASSES, PIXELS, PIXELS)
+    batch_norm_flop = train_flop(Recipe.named("fast-bn").arch, NUM_CLASSES, PIXELS, PIXELS)
     batch_size = CPU_STEPS["fast"].batch_size
     step = {"batch_size": batch_size, "amp": amp, "compiled": False}
     arms = [
         Arm("tinyvgg step, recipe fast", "benchmarks.train_step:tinyvgg_step", step,
             environment=TRAIN_ENVIRONMENT, ceiling=CONVOLUTIONS, **steady),
-        Arm(BATCH_NORM, "benchmarks.train_step:tinyvgg_step", {**step, "recipe": "fast-bn"},
+        Arm(BATCH_NORM, "benchmarks.train_step:tinyvgg_step", {**step, "name": "fast-bn"},
             environment=TRAIN_ENVIRONMENT, **{**steady, "flop_per_image": batch_norm_flop}),
         Arm("reference step, batch 50", "benchmarks.train_step:reference",
             {"batch_size": 50}, ceiling=CONVOLUTIONS, **steady),

@@ -42,7 +42,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp  # noqa: E402
 
 from tinyvgg.loading.batch import transform_images  # noqa: E402
 from tinyvgg.model.dropout import Dropout  # noqa: E402
-from tinyvgg.training.config import TrainConfig  # noqa: E402
+from tinyvgg.training.config import Recipe  # noqa: E402
 from tinyvgg.training.muon import update_convolutions  # noqa: E402
 from tinyvgg.training.step import BatchLoss  # noqa: E402
 from tinyvgg.training.trainer import build_model  # noqa: E402
@@ -84,7 +84,7 @@ def step_graphs() -> list[Graph]:
     """Return forward and backward of recipe `fast` with dropout, in fp16."""
     # what CUDA's dropout is; on the CPU, where this is traced, there is no such operation
     Dropout.forward = lambda self, images: torch.native_dropout(images, self.p, True)[0]  # type: ignore[method-assign,assign,misc]
-    config = TrainConfig(Path("packed"), Path("run"), dropout=0.1)
+    config = Recipe(dropout=0.1)
     loss = BatchLoss(build_model(config, 100).train(), "fp16", config.label_smoothing)
     images = torch.zeros(BATCH, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     return capture_graphs(loss, images, torch.zeros(BATCH, dtype=torch.int64))
@@ -92,7 +92,7 @@ def step_graphs() -> list[Graph]:
 
 def muon_graphs() -> list[Graph]:
     """Return the graph of Muon's update of the ten convolutions, without weight decay."""
-    model = build_model(TrainConfig(Path("packed"), Path("run")), 100)
+    model = build_model(Recipe(), 100)
     weights = [parameter for parameter in model.parameters() if parameter.dim() == 4]
     others = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
     counts = [torch.zeros(()) for _ in weights]

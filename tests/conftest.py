@@ -8,6 +8,7 @@ TINYVGG_REQUIRE_GPU=1 makes a missing GPU a failure.
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tinyvgg.shards.manifest import (
     Splits,
 )
 from tinyvgg.shards.store import PackedDataset, open_dataset, write_manifest, write_shard
-from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.config import Recipe
 
 CLASS_FOLDERS = ("apple", "bear", "car")
 
@@ -170,11 +171,10 @@ def color_dataset(pack_arrays: Callable[..., PackedDataset]) -> PackedDataset:
 
 
 @pytest.fixture
-def make_config(tmp_path: Path) -> Callable[..., TrainConfig]:
-    """Return a config for `color_dataset` in float32, with fields replaced."""
+def make_recipe() -> Callable[..., Recipe]:
+    """Return a recipe for `color_dataset` in float32, with fields replaced."""
 
-    def make(**fields: object) -> TrainConfig:
-        defaults = {"epochs": 2, "batch_size": 8, "amp": "off", "log_every": 3}
-        return TrainConfig(tmp_path / "colors", **{"out": tmp_path / "run", **defaults, **fields})
+    def make(**fields: Any) -> Recipe:
+        return Recipe(**{"epochs": 2, "batch_size": 8, "amp": "off", **fields})
 
     return make

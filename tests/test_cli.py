@@ -15,11 +15,11 @@ import torch
 from tinyvgg.cli import COMMANDS, main
 from tinyvgg.endings import explain_error
 from tinyvgg.errors import naming
-from tinyvgg.flags import find_flag
 from tinyvgg.model.summary import train_flop
 from tinyvgg.shards.store import PackedDataset, open_dataset, write_manifest
 
 REPOSITORY = Path(__file__).parents[1]
+FLAG = re.compile(r"--[a-z][a-z0-9-]*")
 # a step of it takes a CPU a fifth of one of recipe fast, which the quick start trains
 SMALL = ["--arch", "vgg11", "--sizes", "32", "--size-shares", "1"]
 SMALL += ["--optimizer", "sgd", "--learning-rate", "0.01"]
@@ -399,10 +399,28 @@ def test_every_command_has_help_and_a_line_in_the_list(
     assert f"\n  {command} " in capsys.readouterr().out
 
 
-def test_flags_are_found_before_they_are_parsed() -> None:
-    assert find_flag(["--recipe", "seed"], "--recipe") == "seed"
-    assert find_flag(["--recipe=seed"], "--recipe") == "seed"
-    assert find_flag(["--resume"], "--recipe") is None
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_80_columns_and_names_no_flag_of_another_command(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+
+    lines = capsys.readouterr().out.partition("positional arguments")[2].splitlines()
+    flags = [line for line in lines if re.match(r"  (?:-h, )?--", line)]
+    assert len(flags) >= 2
+    assert set(FLAG.findall("\n".join(lines))) == set(FLAG.findall("\n".join(flags)))
+    assert max(map(len, lines)) == 80
+
+
+def test_help_of_train_is_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+
+    titles = re.findall(r"^ (\w+) options ", capsys.readouterr().out, re.MULTILINE)
+    assert titles == ["data", "network", "schedule", "optimizer", "speed", "run", "output"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from tinyvgg.inference.evaluate import evaluate_network
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import resize_images
 from tinyvgg.loading.loader import Loader
+from tinyvgg.runs.config import RunOptions
 from tinyvgg.runs.fit import fit, open_run
 from tinyvgg.shards.store import PackedDataset
-from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.config import Recipe
 from tinyvgg.training.trainer import Trainer, build_trainer
 
 HAS_GPU = torch.cuda.is_available()
@@ -62,7 +62,7 @@ def open_on_device(
     return open_loader(dataset, "train", config, device=DEVICE, dtype=dtype)
 
 
-def make_recipe(dataset: PackedDataset, out: Path = Path(), **fields: Any) -> TrainConfig:
+def make_recipe(**fields: Any) -> Recipe:
     """Return a recipe, eager unless it is said otherwise, in bf16 on a GPU."""
     defaults = {
         "arch": ARCH,
@@ -72,12 +72,12 @@ def make_recipe(dataset: PackedDataset, out: Path = Path(), **fields: Any) -> Tr
         "compile": "off",
     }
     defaults |= {"amp": "bf16" if HAS_GPU else "off", "sizes": (), "size_shares": ()}
-    return TrainConfig(dataset.folder, out, **{**defaults, **fields})
+    return Recipe(**{**defaults, **fields})
 
 
 def start_training(dataset: PackedDataset, **fields: Any) -> Trainer:
     """Return a trainer at its first step."""
-    return build_trainer(make_recipe(dataset, **fields), dataset, DEVICE)
+    return build_trainer(make_recipe(**fields), dataset, DEVICE)
 
 
 def run_to_end(trainer: Trainer) -> list[float]:
@@ -224,11 +224,11 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_losses_of_one_that_was
     bright: PackedDataset, tmp_path: Path
 ) -> None:
     whole = run_to_end(start_training(bright, epochs=2))
-    recipe = make_recipe(bright, tmp_path / "run", epochs=2, limit_steps=6)
-    stopped = open_run(recipe, bright, DEVICE)
+    recipe, out = make_recipe(epochs=2), tmp_path / "run"
+    stopped = open_run(recipe, bright, DEVICE, out, RunOptions(limit_steps=6))
     fit(stopped)
 
-    resumed = open_run(replace(recipe, limit_steps=None, resume=True), bright, DEVICE)
+    resumed = open_run(recipe, bright, DEVICE, out, RunOptions(resume=True))
     fit(resumed)
 
     assert stopped.trainer.step == 6

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from tinyvgg.inference.evaluate import evaluate_network
 from tinyvgg.loading.batch import Batch, resize_images, resize_matrices
 from tinyvgg.model import VGG_Net
 from tinyvgg.training.average import AveragedNetwork
-from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.config import Recipe
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
 
 pytestmark = [pytest.mark.gpu_static, known_torch]
@@ -81,7 +80,7 @@ def test_forward_stays_on_the_device_channels_last_and_never_waits(cuda_autocast
     model = VGG_Net(100, dropout=0.1)
     with FakeTensorMode():
         build_on_cuda(model)
-        config = TrainConfig(Path("packed"), Path("run"), optimizer="adamw")
+        config = Recipe(optimizer="adamw")
         step = TrainStep(model, build_optimizer(model, config), config, "fp16", CUDA, False)
         meter, batch = Meter(torch.zeros(2, device=CUDA)), fake_batch()
         with EveryResult() as seen, HostSyncSpy() as spy:
@@ -105,7 +104,7 @@ def test_the_optimizer_step_stays_on_the_device_and_never_waits(optimizer: Any) 
     model = VGG_Net(100, dropout=0.1)
     with FakeTensorMode():
         build_on_cuda(model)
-        config = TrainConfig(Path("packed"), Path("run"), optimizer=optimizer)
+        config = Recipe(optimizer=optimizer)
         update = build_optimizer(model, config)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
@@ -168,7 +167,7 @@ def test_averaging_weights_asks_nothing_of_the_device_in_one_call() -> None:
 
 def test_what_muon_leaves_to_adamw_is_two_kernels_for_each_of_two_groups() -> None:
     model = VGG_Net(100)
-    config = TrainConfig(Path("packed"), Path("run"), optimizer="muon")
+    config = Recipe(optimizer="muon")
     with FakeTensorMode():
         build_on_cuda(model)
         update = build_optimizer(model, config)

@@ -19,17 +19,18 @@ import tinyvgg
 
 PACKAGE = Path(tinyvgg.__file__).parent
 ROOMS = ("packing", "shards", "loading", "training", "inference", "runs", "reporting")
-FOR_ALL = {"", "errors", "durable", "regular"}  # "" is the package itself: docstring and version
+# "" is the package itself: docstring and version
+FOR_ALL = {"", "errors", "durable", "options", "regular"}
 ALLOWED = {
     "packing": {"packing", "shards"},
     "shards": {"shards"},
     "loading": {*ROOMS[:3], "kernels", "compiling", "ranks"},
     "training": {*ROOMS[:4], "model", "compiling", "ranks"},
     "inference": {*ROOMS[:5], "model", "ranks"},
-    "runs": {*ROOMS[:6], "model", "ranks"},
+    "runs": {*ROOMS[:6], "flags", "model", "ranks"},
     "reporting": {*ROOMS, "model", "endings"},
     "bench": {*ROOMS[:5], "bench", "ranks"},
-    "flags": {"training", "runs"},
+    "flags": set(),
     "cli": {*ROOMS, "bench", "endings", "flags", "model", "cli", "ranks"},
     "model": {"model", "kernels"},
     "kernels": set(),
@@ -39,6 +40,7 @@ ALLOWED = {
     "endings": {"errors"},
     "durable": {"errors"},
     "": set(),
+    "options": set(),
     "regular": set(),
 }
 HEAVY = {"torch", "torchvision", "numba", "matplotlib", "nvidia"}
@@ -134,7 +136,11 @@ def test_a_config_imports_nothing_heavy_and_no_more_than_other_configs(file: Pat
     modules = {module for _, module in imported_modules(file)}
 
     assert not {module.split(".")[0] for module in modules} & (HEAVY | {"numpy", "pydantic"})
-    assert all(".config" in module for module in modules if module.startswith("tinyvgg"))
+    assert all(
+        ".config" in module or "tinyvgg.options" in module
+        for module in modules
+        if module.startswith("tinyvgg")
+    )
 
 
 def test_no_file_has_a_name_that_says_nothing() -> None:
@@ -175,6 +181,7 @@ def test_help_imports_no_torch_numba_or_matplotlib(command: str) -> None:
         "tinyvgg.loading",
         "tinyvgg.training.config",
         "tinyvgg.inference.config",
+        "tinyvgg.runs.settings",
     ],
 )
 def test_these_modules_import_no_torch_numba_or_matplotlib(module: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from tinyvgg import __version__
 from tinyvgg.endings import explain_error, raising_signals
 from tinyvgg.errors import TinyvggError, naming
-from tinyvgg.flags import parse_config, parse_train_config
+from tinyvgg.flags import parse_config
 
 CLOSED_PIPE_STATUS = 128 + 13  # what a shell says of a command that SIGPIPE ended
 
@@ -127,7 +127,10 @@ def run_inspect(argv: Sequence[str]) -> int:
 
 def run_train(argv: Sequence[str]) -> int:
     """Train a VGG network; score it after every epoch."""
-    config = parse_train_config(argv)
+    from tinyvgg.runs.settings import parse_train_flags
+
+    flags = parse_train_flags(argv)
+    recipe, options, output = flags.build_recipe(), flags.run, flags.output
 
     from tinyvgg.ranks import joined_world
     from tinyvgg.reporting.console import line_printer, print_json
@@ -138,29 +141,29 @@ def run_train(argv: Sequence[str]) -> int:
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device
 
-    if config.tensorboard:
+    if output.tensorboard:
         from tinyvgg.reporting.tensorboard import check_installed
 
         check_installed()
-    dataset = open_dataset(config.packed)
-    if config.summary:
+    dataset = open_dataset(flags.packed)
+    if output.summary:
         from tinyvgg.reporting.run_lines import print_summary
 
-        print_summary(config, dataset)
+        print_summary(recipe, dataset, is_json=output.json)
         return 0
-    device = find_device(config.device)
+    device = find_device(options.device)
     with joined_world(device) as rank, stop_request() as stop, ExitStack() as stack:
         if rank == 0:
-            stack.enter_context(RunFolder(config.out).writing())
-        run = open_run(config, dataset, device, is_main=rank == 0)
-        with following(run) as callback:
+            stack.enter_context(RunFolder(flags.out).writing())
+        run = open_run(recipe, dataset, device, flags.out, options, is_main=rank == 0)
+        with following(run, output) as callback:
             fit(run, stop, callback)
         if rank == 0 and not run.is_finished:
-            show = line_printer(is_json=config.json)
-            show(f"{config.out}: stopped at step {run.trainer.step:,}; --resume goes on")
-        if rank == 0 and config.json:
+            show = line_printer(is_json=output.json)
+            show(f"{flags.out}: stopped at step {run.trainer.step:,}; --resume goes on")
+        if rank == 0 and output.json:
             history = [asdict(record) for record in run.history]
-            print_json({"run": str(config.out), "step": run.trainer.step, "history": history})
+            print_json({"run": str(flags.out), "step": run.trainer.step, "history": history})
         return 0 if stop.agreed is None else 128 + stop.agreed
 
 

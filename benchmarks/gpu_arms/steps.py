@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ from tinyvgg.loading.batch import Batch
 from tinyvgg.loading.loader import Loader
 from tinyvgg.model.summary import train_flop
 from tinyvgg.shards import open_dataset
-from tinyvgg.training.config import RECIPES, TrainConfig
+from tinyvgg.training.config import RECIPES, Recipe
 from tinyvgg.training.step import build_optimizer
 from tinyvgg.training.trainer import Trainer, build_trainer
 
@@ -83,7 +82,7 @@ def build_training(
     pixels: int | None = None,
     optimizer: str | None = None,
 ) -> Trainer:
-    """Return a new run in bf16 on CUDA, whose run folder is gone at once.
+    """Return a trainer at its first step, in bf16 on CUDA.
 
     Args:
         setting: data and device; a tiny run has a small network, in float32, and updates with
@@ -104,9 +103,7 @@ def build_training(
         pixels = TINY_PIXELS
         fields.setdefault("arch", "vgg11")  # VGG_Net takes 48 pixels and more
     fields["learning_rate"] = LEARNING_RATES.get(fields.get("optimizer", "muon"), 1e-3)
-    config = TrainConfig(
-        Path(setting.packed),
-        Path(),  # nothing is written
+    to_train = Recipe(
         **{
             **fields,
             "batch_size": batch_size,
@@ -114,13 +111,12 @@ def build_training(
             "amp": "bf16" if setting.device == "cuda" else "off",
             "compile": "off" if mode == "eager" else "on",
             "compile_mode": "default" if mode == "eager" else mode,
-            "backend": backend,
             "sizes": () if pixels is None else (pixels,),
             "size_shares": () if pixels is None else (1.0,),
         },
     )
     try:
-        trainer = build_trainer(config, dataset, target_device(setting))
+        trainer = build_trainer(to_train, dataset, target_device(setting), backend=backend)
     except BackendUnavailable as error:
         raise NotMeasured(str(error)) from error
     trainer.prepare()
@@ -164,7 +160,7 @@ def run_loop(trainer: Trainer, wait_shares: list[float]) -> Unit:
 def flop_rates(setting: Setting, trainer: Trainer, images_per_sec: float) -> Row:
     """Return operations per second and MFU, by the network as written and by what is done."""
     pixels = trainer.pixels_of(0)
-    arch, num_classes = trainer.config.arch, len(trainer.dataset.class_names)
+    arch, num_classes = trainer.recipe.arch, len(trainer.dataset.class_names)
     written = train_flop(arch, num_classes, pixels, pixels)
     done = count_done_flop(trainer, arch, pixels)
     return {
@@ -251,7 +247,7 @@ def time_optimizer(setting: Setting, *, optimizer: str) -> Iterator[Row]:
     batch_size = setting.scale(64, TINY_BATCH)
     trainer = build_training(setting, batch_size=batch_size, mode="eager", optimizer=optimizer)
     is_compiled = setting.device == "cuda"
-    update = build_optimizer(trainer.model, trainer.config, trainer.amp, compiled=is_compiled)
+    update = build_optimizer(trainer.model, trainer.recipe, trainer.amp, compiled=is_compiled)
     gradients = {
         parameter: torch.randn_like(parameter)
         for parameter in trainer.model.parameters()

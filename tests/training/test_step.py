@@ -9,7 +9,7 @@ from torch import nn
 from tests.closeness import relative_error
 from tinyvgg.loading.batch import Batch, resize_images, scaled_size
 from tinyvgg.model.vgg import VGG_Net
-from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.config import Recipe
 from tinyvgg.training.step import (
     Meter,
     TrainStep,
@@ -35,35 +35,35 @@ def flatten(model: nn.Module) -> torch.Tensor:
 
 
 def test_learning_rate_rises_over_the_warmup_and_falls_to_zero(
-    make_config: Callable[..., TrainConfig],
+    make_recipe: Callable[..., Recipe],
 ) -> None:
-    config = make_config(learning_rate=1.0, warmup=0.2, decay="linear")
+    recipe = make_recipe(learning_rate=1.0, warmup=0.2, decay="linear")
 
-    rates = [learning_rate_at(config, step, 10) for step in range(10)]
+    rates = [learning_rate_at(recipe, step, 10) for step in range(10)]
 
     assert rates == [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
 
 
 def test_learning_rate_of_the_reference_is_constant(
-    make_config: Callable[..., TrainConfig],
+    make_recipe: Callable[..., Recipe],
 ) -> None:
-    config = make_config(learning_rate=1e-4, warmup=0.0, decay="none")
+    recipe = make_recipe(learning_rate=1e-4, warmup=0.0, decay="none")
 
-    assert {learning_rate_at(config, step, 100) for step in range(100)} == {1e-4}
+    assert {learning_rate_at(recipe, step, 100) for step in range(100)} == {1e-4}
 
 
 def test_images_grow_at_the_shares_of_all_epochs_and_never_beyond_what_is_stored(
-    make_config: Callable[..., TrainConfig],
+    make_recipe: Callable[..., Recipe],
 ) -> None:
-    config = make_config(epochs=10, sizes=(32, 48), size_shares=(0.4, 0.3))
+    recipe = make_recipe(epochs=10, sizes=(32, 48), size_shares=(0.4, 0.3))
 
-    assert [pixels_at(config, epoch, 64) for epoch in range(10)] == [32] * 4 + [48] * 3 + [64] * 3
-    assert {pixels_at(config, epoch, 40) for epoch in range(4, 10)} == {40}
+    assert [pixels_at(recipe, epoch, 64) for epoch in range(10)] == [32] * 4 + [48] * 3 + [64] * 3
+    assert {pixels_at(recipe, epoch, 40) for epoch in range(4, 10)} == {40}
 
 
-def test_adamw_decays_weights_and_not_biases(make_config: Callable[..., TrainConfig]) -> None:
+def test_adamw_decays_weights_and_not_biases(make_recipe: Callable[..., Recipe]) -> None:
     weights, biases = build_optimizer(
-        VGG_Net(2), make_config(optimizer="adamw", weight_decay=0.05)
+        VGG_Net(2), make_recipe(optimizer="adamw", weight_decay=0.05)
     ).param_groups
 
     assert weights["weight_decay"] == 0.05
@@ -83,13 +83,13 @@ def test_meter_reads_the_mean_over_images_of_batches_of_different_size() -> None
 
 @pytest.mark.slow
 def test_ten_steps_of_recipe_seed_follow_a_plain_loop(
-    make_config: Callable[..., TrainConfig],
+    make_recipe: Callable[..., Recipe],
 ) -> None:
-    config = make_config(
+    recipe = make_recipe(
         optimizer="adam", learning_rate=1e-4, clip_norm=0.0, label_smoothing=0.0, dropout=0.4
     )
     batches = [random_batch(4) for _ in range(2)] * 5
-    plain = build_model(config, 100)
+    plain = build_model(recipe, 100)
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-4, fused=True)
     torch.manual_seed(1)
     expected = []
@@ -100,8 +100,8 @@ def test_ten_steps_of_recipe_seed_follow_a_plain_loop(
         optimizer.step()
         expected.append(loss.item())
 
-    model = build_model(config, 100)
-    take_step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
+    model = build_model(recipe, 100)
+    take_step = TrainStep(model, build_optimizer(model, recipe), recipe, "off", CPU, False)
     torch.manual_seed(1)
     found = [take_step(batch, 1e-4)[0].item() for batch in batches]
 
@@ -111,17 +111,17 @@ def test_ten_steps_of_recipe_seed_follow_a_plain_loop(
 
 @pytest.mark.slow
 def test_compiled_step_has_no_graph_break_and_the_loss_of_eager(
-    make_config: Callable[..., TrainConfig],
+    make_recipe: Callable[..., Recipe],
 ) -> None:
-    config = make_config(dropout=0.0)
+    recipe = make_recipe(dropout=0.0)
     batch = random_batch(4, num_classes=10)
     losses = []
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()  # other tests compile too
     for compiled in (False, True):  # a graph break raises: the step is compiled with fullgraph
-        model = build_model(config, 10)
-        optimizer = build_optimizer(model, config)
-        take_step = TrainStep(model, optimizer, config, "off", CPU, compiled)
+        model = build_model(recipe, 10)
+        optimizer = build_optimizer(model, recipe)
+        take_step = TrainStep(model, optimizer, recipe, "off", CPU, compiled)
         losses.append(torch.stack([take_step(batch, 1e-3)[0].detach() for _ in range(3)]))
 
     assert relative_error(losses[1], losses[0]) < 1e-4
@@ -129,9 +129,9 @@ def test_compiled_step_has_no_graph_break_and_the_loss_of_eager(
 
 
 def test_channels_last_is_kept_by_weights_and_features(
-    make_config: Callable[..., TrainConfig],
+    make_recipe: Callable[..., Recipe],
 ) -> None:
-    model = build_model(make_config(), 10)
+    model = build_model(make_recipe(), 10)
 
     _, features = model(random_batch(2).images)
 
@@ -145,11 +145,11 @@ def test_channels_last_is_kept_by_weights_and_features(
 
 @pytest.mark.parametrize("arch", ["vgg_net", "vgg_net_bn"])
 def test_capture_changes_neither_weights_nor_optimizer_nor_generator(
-    make_config: Callable[..., TrainConfig], arch: str
+    make_recipe: Callable[..., Recipe], arch: str
 ) -> None:
-    config = make_config(arch=arch)
-    model = build_model(config, 10)
-    step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
+    recipe = make_recipe(arch=arch)
+    model = build_model(recipe, 10)
+    step = TrainStep(model, build_optimizer(model, recipe), recipe, "off", CPU, False)
     batch = random_batch(2, 10)
     step(batch, 1e-4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -167,16 +167,16 @@ def test_capture_changes_neither_weights_nor_optimizer_nor_generator(
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_batch_in_parts_has_the_loss_hits_and_update_of_a_whole_one(
-    make_config: Callable[..., TrainConfig], optimizer: str
+    make_recipe: Callable[..., Recipe], optimizer: str
 ) -> None:
     fields = {"optimizer": optimizer, "dropout": 0.0}
     batch = random_batch(8, num_classes=10)
     results = []
     for parts in (1, 4):
-        config = make_config(accumulate=parts, **fields)
-        model = build_model(config, 10).double()
+        recipe = make_recipe(accumulate=parts, **fields)
+        model = build_model(recipe, 10).double()
         doubled = replace(batch, images=batch.images.double())
-        step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
+        step = TrainStep(model, build_optimizer(model, recipe), recipe, "off", CPU, False)
         loss, hits = step(doubled, 1e-3)
         results.append((loss.item(), hits.item(), flatten(model)))
 
@@ -185,10 +185,10 @@ def test_a_batch_in_parts_has_the_loss_hits_and_update_of_a_whole_one(
     assert relative_error(results[1][2], results[0][2]) < 1e-6
 
 
-def test_sgd_follows_a_plain_nesterov_loop(make_config: Callable[..., TrainConfig]) -> None:
-    config = make_config(optimizer="sgd", weight_decay=5e-4, dropout=0.0, clip_norm=0.0)
-    model, plain = build_model(config, 10).double(), build_model(config, 10).double()
-    step = TrainStep(model, build_optimizer(model, config), config, "off", CPU, False)
+def test_sgd_follows_a_plain_nesterov_loop(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(optimizer="sgd", weight_decay=5e-4, dropout=0.0, clip_norm=0.0)
+    model, plain = build_model(recipe, 10).double(), build_model(recipe, 10).double()
+    step = TrainStep(model, build_optimizer(model, recipe), recipe, "off", CPU, False)
     momenta = [torch.zeros_like(parameter) for parameter in plain.parameters()]
     batch = random_batch(4, num_classes=10)
     batch = replace(batch, images=batch.images.double())

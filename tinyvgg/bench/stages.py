@@ -21,13 +21,14 @@ from PIL import Image
 from tinyvgg.bench.windows import Work, time_window
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading.batch import Batch
-from tinyvgg.loading.config import BACKENDS, Backend, LoaderConfig
+from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.open import open_loader
+from tinyvgg.options import BACKENDS, Backend
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
 from tinyvgg.shards.store import PackedDataset
-from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.config import Recipe
 from tinyvgg.training.trainer import Trainer, build_trainer
 
 logger = logging.getLogger("tinyvgg")
@@ -63,14 +64,8 @@ def bench_stages(
     """
     with tempfile.TemporaryDirectory() as scratch:
         yield _measure("pack", _pack_again(dataset, Path(scratch)), 0.0)
-    recipe = TrainConfig(
-        dataset.folder,
-        Path(),  # nothing is written
-        batch_size=min(64, dataset.train.num_images),
-        sizes=(),
-        size_shares=(),
-        epochs=10**6,
-    )
+    batch_size = min(64, dataset.train.num_images)
+    recipe = Recipe(batch_size=batch_size, sizes=(), size_shares=(), epochs=10**6)
     trainer = build_trainer(recipe, dataset, device)
     for backend in BACKENDS[1:]:
         config = LoaderConfig(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tinyvgg.loading.config import Backend
+from tinyvgg.options import AmpOption, BackendOption, DeviceOption, JsonOption, PackedOption
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,7 @@ class EvaluateConfig:
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """RUN/best.pt or RUN/last.pt."""
-    packed: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKED")]
-    """Folder that 'tinyvgg pack' wrote, with the classes the network was trained on."""
+    packed: PackedOption
     split: Literal["val", "train"] = "val"
     """Split to score."""
     out: Path | None = None
@@ -25,14 +24,10 @@ class EvaluateConfig:
     """Exit with status 1 if top-1 (0 to 1) stays under this."""
     batch_size: int = 256
     """Images in a batch; the result does not depend on it."""
-    backend: Backend = "auto"
-    """Loader backend: auto, torch (mapped shards) or resident (the split in device memory)."""
-    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Autocast type; auto means the one of the training run."""
-    device: str = "auto"
-    """auto takes CUDA or another accelerator where there is one; else cpu, cuda, cuda:1, …"""
-    json: bool = False
-    """Print one JSON document, and nothing else, to stdout."""
+    backend: BackendOption = "auto"
+    amp: AmpOption = "auto"
+    device: DeviceOption = "auto"
+    json: JsonOption = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be scored."""

@@ -4,10 +4,10 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
-BACKENDS = ("auto", "dali", "torch", "resident")
-Backend = Literal["auto", "dali", "torch", "resident"]
+from tinyvgg.options import BACKENDS, Backend
+
 CROP_PIXELS, MAX_CROP_PIXELS = 4, 8  # by default, and at most
 BOUNDS = {"mean": "3 values from 0 to 1", "std": "3 values above 0"}
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Optional
 
 import tyro
 
+from tinyvgg.options import JsonOption, Switch
+
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_BYTES = 248_100_043
 MAX_RESIZE = 9_459  # 9,459 x 9,459 pixels are all that `decode` takes: 256 MiB
@@ -72,10 +74,9 @@ class PackConfig:
     """Column of --csv that says train, val or test; 'split', if there is one."""
     on_bad: Literal["fail", "skip"] = "fail"
     """Images that cannot be packed: stop and list them, or leave out up to half and list them."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace an existing OUT, at the end and only if everything went well."""
-    json: bool = False
-    """Print one JSON document, and nothing else, to stdout."""
+    json: JsonOption = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be packed."""

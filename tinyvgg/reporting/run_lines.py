@@ -19,10 +19,11 @@ from tinyvgg.reporting.progress import progress_bars
 from tinyvgg.reporting.tables import render_summary
 from tinyvgg.reporting.tracing import traced_steps
 from tinyvgg.runs.checkpoint import EpochRecord
+from tinyvgg.runs.config import Output
 from tinyvgg.runs.fit import Callback, Run, Silence
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.clock import Pace
-from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.config import Recipe
 from tinyvgg.training.trainer import StepReport, check_sizes
 
 SLOW_DATA_SHARE = 0.1  # above this, waiting for data is worth a line of advice
@@ -35,17 +36,23 @@ class RunLines:
 
     Args:
         run: followed.
+        output: what to show of it.
         advance: called with the images of each step.
         count_step: called after each step.
     """
 
     def __init__(
-        self, run: Run, advance: Callable[[int], None], count_step: Callable[[], None]
+        self,
+        run: Run,
+        output: Output,
+        advance: Callable[[int], None],
+        count_step: Callable[[], None],
     ) -> None:
         self.run = run
+        self.output = output
         self.advance = advance
         self.count_step = count_step
-        self.show = line_printer(is_json=run.trainer.config.json)
+        self.show = line_printer(is_json=output.json)
         self.plot_pace = Pace()  # curves take longer to draw than an epoch of a GPU
         self.is_drawn = True
 
@@ -64,7 +71,7 @@ class RunLines:
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Print the line of an epoch."""
-        print_epoch(record, self.run.trainer.config.epochs, self.show)
+        print_epoch(record, self.run.trainer.recipe.epochs, self.show)
         self.is_drawn = False
 
     def draw(self) -> None:
@@ -75,7 +82,7 @@ class RunLines:
         history = [asdict(record) for record in self.run.history]
         try:
             plot_curves(history, self.run.folder.path)
-            if self.run.trainer.config.tensorboard:
+            if self.output.tensorboard:
                 from tinyvgg.reporting.tensorboard import write_events
 
                 write_events(history, self.run.folder.path / "tensorboard")
@@ -84,25 +91,25 @@ class RunLines:
 
 
 @contextmanager
-def following(run: Run) -> Iterator[Callback]:
+def following(run: Run, output: Output) -> Iterator[Callback]:
     """Print and draw a run that is trained in a `with` block; only rank 0's."""
     if run.folder is None:
         yield Silence()
         return
-    config, trainer = run.trainer.config, run.trainer
+    trainer = run.trainer
 
     def show_lines(text: str) -> None:
-        show = line_printer(is_json=config.json)
+        show = line_printer(is_json=output.json)
         for line in text.splitlines():
             show(line)
 
     with (
         progress_bars() as open_bar,
-        traced_steps(config.profile, run.folder.path, show_lines) as count_step,
+        traced_steps(output.profile, run.folder.path, show_lines) as count_step,
     ):
         advance = open_bar("train", trainer.num_steps * trainer.loader.batch_size)
         advance(trainer.step * trainer.loader.batch_size)
-        lines = RunLines(run, advance, count_step)
+        lines = RunLines(run, output, advance, count_step)
         yield lines
     if run.history:
         lines.draw()
@@ -125,19 +132,19 @@ def print_epoch(record: EpochRecord, num_epochs: int, show: Callable[[str], None
         )
 
 
-def print_summary(config: TrainConfig, dataset: PackedDataset) -> None:
+def print_summary(recipe: Recipe, dataset: PackedDataset, *, is_json: bool) -> None:
     """Print layers, parameters and operations of a network on images as they are packed."""
-    check_sizes(config, dataset)
+    check_sizes(recipe, dataset)
     image = dataset.manifest.image
-    shape = (config.arch, len(dataset.class_names), image.height, image.width)
+    shape = (recipe.arch, len(dataset.class_names), image.height, image.width)
     layers, flop = summarize_network(*shape), train_flop(*shape)
-    if config.json:
-        print_json({"arch": config.arch, "train_flop": flop, "layers": list(map(asdict, layers))})
+    if is_json:
+        print_json({"arch": recipe.arch, "train_flop": flop, "layers": list(map(asdict, layers))})
         return
-    print_tables([render_summary(config.arch, layers)])
+    print_tables([render_summary(recipe.arch, layers)])
     num_parameters = sum(layer.num_parameters for layer in layers)
     print_line(
-        f"{config.arch}: {num_parameters:,} parameters; "
+        f"{recipe.arch}: {num_parameters:,} parameters; "
         f"{sum(layer.flop for layer in layers) / 1e9:.3f} GFLOP forward, "
         f"{flop / 1e9:.3f} GFLOP to train on an image of {image.width}x{image.height}"
     )

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from tinyvgg.durable import replace_file
 from tinyvgg.errors import CheckpointError
-from tinyvgg.training.config import Amp, ArchName
+from tinyvgg.options import Amp
+from tinyvgg.training.config import ArchName
 from tinyvgg.training.trainer import TrainedEpoch
 
 FORMAT = 1

@@ -11,6 +11,7 @@ whatever ended it, if last.pt does not know of everything. No checkpoint holds a
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -20,11 +21,13 @@ from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.open import open_loader
 from tinyvgg.runs.checkpoint import Checkpoint, EpochRecord, ResumeCheckpoint
-from tinyvgg.runs.folder import RunFolder, read_run_config
+from tinyvgg.runs.config import RunOptions
+from tinyvgg.runs.folder import RunFolder
+from tinyvgg.runs.settings import read_settings
 from tinyvgg.runs.signals import StopRequest, StopRequested
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.clock import Pace
-from tinyvgg.training.config import TrainConfig, check_unchanged
+from tinyvgg.training.config import Recipe, check_unchanged
 from tinyvgg.training.trainer import StepReport, Trainer, build_trainer, resolve_recipe
 
 
@@ -54,12 +57,14 @@ class Run:
 
     Attributes:
         trainer: takes the steps.
+        options: how it is run.
         folder: of the run, on rank 0; None on other ranks, and where nothing is to be kept.
         history: trained and scored epochs.
         best_top1: of the val images, over all epochs; -1 before the first.
     """
 
     trainer: Trainer
+    options: RunOptions = field(default_factory=RunOptions)
     folder: RunFolder | None = None
     history: list[EpochRecord] = field(default_factory=list)
     best_top1: float = -1.0
@@ -114,14 +119,22 @@ class Run:
 
 
 def open_run(
-    config: TrainConfig, dataset: PackedDataset, device: torch.device, *, is_main: bool = True
+    recipe: Recipe,
+    dataset: PackedDataset,
+    device: torch.device,
+    out: Path,
+    options: RunOptions | None = None,
+    *,
+    is_main: bool = True,
 ) -> Run:
-    """Begin a run, or read the one in `config.out` under `config.resume`; all ranks together.
+    """Begin a run, or read the one in `out` under `options.resume`; all ranks together.
 
     Args:
-        config: the recipe, and where the run is.
+        recipe: what to train, and how.
         dataset: to train on.
         device: of this process.
+        out: the run folder.
+        options: how this call runs it.
         is_main: whether this is rank 0, which alone writes the run folder.
 
     Returns:
@@ -132,23 +145,27 @@ def open_run(
         ShardError: the run was started on another data set.
         BackendUnavailable, ValueError: as `build_trainer`, or a setting that cannot change.
     """
-    config = resolve_recipe(config, dataset, device)
-    folder = RunFolder(config.out)
+    options = options or RunOptions()
+    recipe = resolve_recipe(recipe, dataset, device)
+    folder = RunFolder(out)
     checkpoint, was_previous = None, False
-    if config.resume:
-        check_unchanged(config, read_run_config(config.out))
+    if options.resume:
+        check_unchanged(recipe, read_settings(out)[0])
         checkpoint, was_previous = folder.read_last(device)
     else:
         folder.check_new()
-    trainer = build_trainer(config, dataset, device)
-    run = Run(trainer, folder if is_main else None)
+    trainer = build_trainer(
+        recipe, dataset, device, backend=options.backend, log_every=options.log_every
+    )
+    run = Run(trainer, options, folder if is_main else None)
     if checkpoint is not None:
         run.load(checkpoint)
     if is_main:
         if was_previous:  # all ranks have read it: they met in DistributedDataParallel
             folder.previous.replace(folder.last)
         folder.write_config(
-            trainer.config,
+            trainer.recipe,
+            options,
             {
                 "amp": trainer.amp,
                 "compiled": trainer.compiled,
@@ -177,13 +194,13 @@ def fit(run: Run, stop: StopRequest | None = None, callback: Callback | None = N
     Raises:
         DivergedError: the loss is infinite or NaN; the last checkpoint stays as it is.
     """
-    trainer, config = run.trainer, run.trainer.config
+    trainer, options = run.trainer, run.options
     stop = stop or StopRequest()
     callback = callback or Silence()
-    target = math.inf if config.target_top1 is None else config.target_top1
+    target = math.inf if options.target_top1 is None else options.target_top1
     if trainer.trained is None and run.best_top1 >= target:
         return  # reached before it was resumed
-    last_step = min(trainer.num_steps, config.limit_steps or trainer.num_steps)
+    last_step = min(trainer.num_steps, options.limit_steps or trainer.num_steps)
     val_loader = open_val_loader(trainer)
     while trainer.trained is not None or (trainer.step < last_step and not stop.ask()):
         if trainer.trained is None:
@@ -206,7 +223,7 @@ def fit(run: Run, stop: StopRequest | None = None, callback: Callback | None = N
 def _train_epoch(run: Run, last_step: int, stop: StopRequest, callback: Callback) -> None:
     """Train what is left of an epoch, and save the run on the way where that is due."""
     trainer, saved_at = run.trainer, time.monotonic()
-    pause_sec = 60 * trainer.config.checkpoint_minutes
+    pause_sec = 60 * run.options.checkpoint_minutes
     for report in trainer.train_epoch(last_step, stop.ask):
         callback.on_step(report)
         is_due = time.monotonic() - saved_at >= pause_sec and report.loss is not None
@@ -247,7 +264,7 @@ def open_val_loader(trainer: Trainer) -> Loader:
     # 1,024 fill a GPU, 256 a CPU's cache; divided among the ranks
     batch_size = 256 if trainer.device.type == "cpu" else 1024
     config = LoaderConfig(
-        backend=trainer.config.backend,
+        backend=trainer.backend,
         batch_size=max(1, batch_size // world_size) * world_size,
         mean=trainer.loader.normalization.mean,
         std=trainer.loader.normalization.std,

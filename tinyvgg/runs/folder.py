@@ -1,6 +1,6 @@
 """A run folder: what one training run leaves behind.
 
-    config.json     the resolved recipe, what was probed, the data set, versions
+    config.json     the resolved recipe, options, what was probed, the data set, versions
     metrics.jsonl   one JSON object an epoch; metrics.csv the same as a table
     last.pt         goes on with the run; previous.pt is the one before it
     best.pt         the weights with the best validation top-1
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from tinyvgg import __version__
 from tinyvgg.durable import replace_file
@@ -39,13 +38,9 @@ from tinyvgg.runs.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from tinyvgg.training.config import TrainConfig
-
-# where the run is, and what belongs to one call of the command rather than to the run
-CALL_FIELDS = (
-    "packed", "out", "resume", "limit_steps", "target_top1", "checkpoint_minutes",
-    "summary", "profile", "tensorboard", "json",
-)  # fmt: skip
+from tinyvgg.runs.config import RunOptions
+from tinyvgg.runs.settings import KEPT_OPTIONS
+from tinyvgg.training.config import Recipe
 
 logger = logging.getLogger("tinyvgg")
 
@@ -102,16 +97,23 @@ class RunFolder:
                 f"{self.path}: exists already; pass --resume to go on with it, or another --out"
             )
 
-    def write_config(self, config: TrainConfig, resolved: dict[str, Any]) -> None:
-        """Make the folder and write config.json: every setting, what `auto` meant, versions."""
+    def write_config(self, recipe: Recipe, options: RunOptions, resolved: dict[str, Any]) -> None:
+        """Make the folder and write config.json, which `settings` reads.
+
+        Args:
+            recipe: with what `auto` meant for batch size and learning rate.
+            options: of this call.
+            resolved: what else `auto` meant, and the data set.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        settings = {k: v for k, v in asdict(config).items() if k not in CALL_FIELDS}
+        kept = {name: getattr(options, name) for name in KEPT_OPTIONS}
         versions = {
             "tinyvgg": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
-        document = {"config": settings, "resolved": resolved, "versions": versions}
+        document = {"recipe": asdict(recipe), "options": kept}
+        document |= {"resolved": resolved, "versions": versions}
         data = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
         replace_file(self.path / "config.json", data)
 
@@ -170,22 +172,3 @@ def _advise_second_writer() -> str:
             "torchrun start the processes"
         )
     return "wait for it, or pass another --out"
-
-
-def read_run_config(folder: Path) -> TrainConfig:
-    """Return the settings a run was started with, for --resume; amp as it was resolved.
-
-    Raises:
-        CheckpointError: no run there, or its config.json is damaged.
-    """
-    path = folder / "config.json"
-    try:
-        document = json.loads(path.read_bytes())
-        fields = {**document["config"], "amp": document["resolved"]["amp"]}
-        return TypeAdapter(TrainConfig).validate_python({**fields, "packed": folder, "out": folder})
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder}: no run to go on with; start one without --resume"
-        ) from error
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise CheckpointError(f"{path}: damaged ({type(error).__name__}); start anew") from error

@@ -5,18 +5,16 @@ line takes the recipe first and lets single flags override it; the result is sto
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
+from tinyvgg.loading.config import CROP_PIXELS, read_crop_pixels
+from tinyvgg.options import AmpOption
 
-from tinyvgg.loading.config import CROP_PIXELS, Backend, read_crop_pixels
-
-Amp = Literal["auto", "off", "bf16", "fp16"]
 ArchName = Literal[
     "vgg_net", "vgg_net_bn", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn",
     "vgg16", "vgg16_bn", "vgg19", "vgg19_bn",
 ]  # fmt: skip
+RecipeName = Literal["fast", "fast-bn", "seed", "strong"]
 
 # the reference's own pixel statistics, which it applies whatever the images are
 REFERENCE_MEAN = (0.4802, 0.4481, 0.3975)
@@ -29,96 +27,111 @@ FIXED_FIELDS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Train a VGG network on a packed data set."""
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """What the network is shown."""
 
-    packed: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKED")]
-    """Folder that 'tinyvgg pack' wrote."""
-    out: Path
-    """Run folder to create, or to go on with under --resume."""
-    recipe: Literal["fast", "fast-bn", "seed", "strong"] = "fast"
-    """Defaults of all other flags: fast, fast-bn (BatchNorm), seed (the reference), strong."""
-    resume: bool = False
-    """Go on with the run in OUT; its stored settings hold where no flag says otherwise."""
-    arch: ArchName = "vgg_net"
-    """vgg_net (the reference), vgg_net_bn, or vgg11, 13, 16, 19 (A, B, D, E), also with _bn."""
-    epochs: int = 10
-    """Passes over the training images."""
-    sizes: tuple[int, ...] = (48,)
-    """Pixels a side of the first epochs' images, at most as stored; the rest are as stored."""
-    size_shares: tuple[float, ...] = (0.65,)
-    """Share of all epochs at each of --sizes."""
     batch_size: int = 0
     """Images in a step, over all devices. 0: the recipe's, by device; fewer for a small set."""
-    accumulate: int = 1
-    """Parts that a step's images are cut into, one after the other, to save memory."""
-    optimizer: Literal["muon", "adamw", "adam", "sgd"] = "muon"
-    """muon (adamw but for convolutions), adamw, sgd (Nesterov, momentum 0.9), or adam."""
-    learning_rate: float = 0.0
-    """Peak learning rate; muon and sgd need about 30 times adamw's. 0: the recipe's, by device."""
-    weight_decay: float = 0.0
-    """Of weights, not biases; of muon, adamw and sgd."""
-    warmup: float = 0.15
-    """Share of all steps over which the learning rate rises linearly."""
-    decay: Literal["linear", "none"] = "linear"
-    """After the warm-up: down to zero at the last step, or not at all."""
-    clip_norm: float = 0.0
-    """Global gradient norm above which gradients are scaled down; 0 turns it off."""
-    label_smoothing: float = 0.1
-    """Probability spread evenly over all classes in the target."""
-    dropout: float = 0.0
-    """Probability after each group of convolutions; of other archs, before the classifier."""
-    ema_decay: float = 0.0
-    """Part of the averaged weights that a step keeps, 0.999 say; they are scored. 0: none."""
-    init: Literal["he", "default"] = "he"
-    """Initial weights: He's, or PyTorch's default as the reference has it."""
     augment: bool = True
-    """Crop and flip, as --crop-pixels and --flip say."""
+    """Crop and flip images, as --crop-pixels and --flip say."""
     crop_pixels: int = CROP_PIXELS
     """Pixels a crop is off at most, 0 to 8; 0: no crops."""
     flip: bool = True
     """Mirror every other image."""
     statistics: Literal["packed", "reference"] = "packed"
     """Mean and std that normalize pixels: those of the packed train split, or the reference's."""
-    amp: Amp = "auto"
-    """Autocast to bf16 or fp16, or off; auto takes what the device is good at, and keeps it."""
+    seed: int = 0
+    """Seed of weights, order, crops, flips and dropout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRecipe:
+    """What is trained."""
+
+    arch: ArchName = "vgg_net"
+    """vgg_net (the reference), vgg_net_bn, or vgg11, 13, 16, 19 (A, B, D, E), also with _bn."""
+    init: Literal["he", "default"] = "he"
+    """Initial weights: He's, or PyTorch's default as the reference has it."""
+    dropout: float = 0.0
+    """Probability after each group of convolutions; of other archs, before the classifier."""
+    ema_decay: float = 0.0
+    """Part of the averaged weights that a step keeps, 0.999 say; they are scored. 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleRecipe:
+    """How long, on images of what size, and how the learning rate moves."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    sizes: tuple[int, ...] = (48,)
+    """Pixels a side of the first epochs' images, at most as stored; the rest are as stored."""
+    size_shares: tuple[float, ...] = (0.65,)
+    """Share of all epochs at each of --sizes."""
+    warmup: float = 0.15
+    """Share of all steps over which the learning rate rises linearly."""
+    decay: Literal["linear", "none"] = "linear"
+    """After the warm-up: down to zero at the last step, or not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRecipe:
+    """What a step does to the weights."""
+
+    optimizer: Literal["muon", "adamw", "adam", "sgd"] = "muon"
+    """muon (adamw but for convolutions), adamw, sgd (Nesterov, momentum 0.9), or adam."""
+    learning_rate: float = 0.0
+    """Peak learning rate; muon and sgd need about 30 times adamw's. 0: the recipe's, by device."""
+    weight_decay: float = 0.0
+    """Of weights, not biases; of muon, adamw and sgd."""
+    clip_norm: float = 0.0
+    """Global gradient norm above which gradients are scaled down; 0 turns it off."""
+    label_smoothing: float = 0.1
+    """Probability spread evenly over all classes in the target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRecipe:
+    """How fast, and in how much memory."""
+
+    amp: AmpOption = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the step; auto means on CUDA only."""
     compile_mode: Literal["auto", "default", "reduce-overhead", "max-autotune"] = "auto"
     """Of torch.compile: reduce-overhead replays CUDA graphs, max-autotune also tries kernels."""
-    backend: Backend = "auto"
-    """Loader: auto, dali (NVIDIA DALI), torch (mapped shards) or resident (in device memory)."""
-    device: str = "auto"
-    """auto takes CUDA or another accelerator where there is one; else cpu, cuda, cuda:1, …"""
-    seed: int = 0
-    """Seed of weights, order, crops, flips and dropout."""
-    limit_steps: int | None = None
-    """Stop after this many steps of the whole run; --resume goes on from there."""
-    target_top1: float | None = None
-    """Stop after the epoch whose validation top-1 (0 to 1) reaches this."""
-    checkpoint_minutes: float = 10.0
-    """Minutes after which last.pt is written within an epoch, too."""
-    summary: bool = False
-    """Print layers, parameters and operations, and train nothing."""
-    profile: int | None = None
-    """Trace this many steps into RUN/trace.json and print the top operations."""
-    tensorboard: bool = False
-    """Write event files into RUN/tensorboard, too; needs the extra 'tensorboard'."""
-    log_every: int = 50
-    """Steps between printed lines of loss and accuracy."""
-    json: bool = False
-    """Print one JSON document, and nothing else, to stdout."""
+    accumulate: int = 1
+    """Parts that a step's images are cut into, one after the other, to save memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(DataRecipe, NetworkRecipe, ScheduleRecipe, OptimizerRecipe, SpeedRecipe):
+    """What a run is, wherever it runs; stored in config.json. The parts hold the fields.
+
+    Raises:
+        ValueError: it cannot be trained.
+    """
+
+    name: RecipeName = "fast"
+    """Whose batch size, learning rate and compile mode are taken where they are left open."""
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> "Recipe":
+        """Return a recipe of `RECIPES` with some fields changed.
+
+        Raises:
+            ValueError: there is none of that name, or what it becomes cannot be trained.
+        """
+        if name not in RECIPES:
+            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}")
+        return cls(**{"name": name, **RECIPES[name], **changes})
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name in ("epochs", "log_every", "accumulate", "limit_steps", "profile"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in (
-            "batch_size", "learning_rate", "weight_decay", "clip_norm", "seed", "checkpoint_minutes"
-        ):  # fmt: skip
+        for name in ("epochs", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("batch_size", "learning_rate", "weight_decay", "clip_norm", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("dropout", "warmup", "label_smoothing", "ema_decay"):
@@ -131,8 +144,6 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         """Refuse fields that do not go with each other."""
-        if self.target_top1 is not None and not 0 <= self.target_top1 <= 1:
-            raise ValueError(f"target_top1 must be 0 to 1, got {self.target_top1}")
         if len(self.sizes) != len(self.size_shares):
             raise ValueError(
                 f"sizes and size_shares must be as many, got {len(self.sizes)} and "
@@ -155,7 +166,6 @@ class TrainConfig:
 RECIPES: dict[str, dict[str, Any]] = {
     "fast": {},  # the base network; the reasons stand in the comments of `seed`
     "fast-bn": {
-        "recipe": "fast-bn",
         # BatchNorm bears ten times the learning rate; at half the operations of vgg_net_bn vgg11_bn
         # gets further with the same: 53.2 against 49.1 % (benchmarks/LOG.md)
         "arch": "vgg11_bn",
@@ -166,7 +176,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 5e-4,  # ffcv's and airbench's, for SGD
     },
     "seed": {  # the reference loop, as facts in its description; only its validation is mended
-        "recipe": "seed",
         "epochs": 20,
         "sizes": (),  # fast: 48 pixels cost 56 %, and sharpen the eye for what 64 adds
         "size_shares": (),
@@ -183,7 +192,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "compile": "off",
     },
     "strong": {  # accuracy first, for a GPU; not measured yet
-        "recipe": "strong",
         "arch": "vgg16_bn",  # the deepest that pays at 64 pixels
         "epochs": 60,  # six times `fast`: what a GPU does in minutes
         "sizes": (48,),  # the first half at 56 % of the cost
@@ -231,23 +239,21 @@ CUDA_STEPS = {
 STEPS_PER_EPOCH = 10  # under this a smaller batch of the recipe is taken, if it has one
 
 
-def resolve_steps(
-    config: TrainConfig, device_type: str, num_images: int, num_parts: int = 1
-) -> TrainConfig:
+def resolve_steps(recipe: Recipe, device_type: str, num_images: int, num_parts: int = 1) -> Recipe:
     """Return a recipe with batch size, learning rate and compile mode for a device and a set.
 
     What is set stays. What is not is the recipe's for the device, or for a CPU where that leaves a
     small set too few steps; a set of fewer images than that gets a batch that it fills.
 
     Args:
-        config: as it was asked for.
+        recipe: as it was asked for.
         device_type: "cuda", "cpu" or another.
         num_images: in the train split.
         num_parts: ranks times accumulate, by which a batch must be divisible.
     """
-    sizes = [CPU_STEPS[config.recipe]]
+    sizes = [CPU_STEPS[recipe.name]]
     if device_type == "cuda":
-        sizes.insert(0, CUDA_STEPS[config.recipe])
+        sizes.insert(0, CUDA_STEPS[recipe.name])
     fitting = [size for size in sizes if size.batch_size * STEPS_PER_EPOCH <= num_images]
     chosen = (fitting or sizes[-1:])[0]
     batch_size = chosen.batch_size
@@ -255,21 +261,21 @@ def resolve_steps(
         batch_size //= 2
     batch_size = max(1, batch_size // num_parts) * num_parts
     return replace(
-        config,
-        batch_size=config.batch_size or batch_size,
-        learning_rate=config.learning_rate or chosen.learning_rate,
-        compile_mode=chosen.compile_mode if config.compile_mode == "auto" else config.compile_mode,
+        recipe,
+        batch_size=recipe.batch_size or batch_size,
+        learning_rate=recipe.learning_rate or chosen.learning_rate,
+        compile_mode=chosen.compile_mode if recipe.compile_mode == "auto" else recipe.compile_mode,
     )
 
 
-def check_unchanged(config: TrainConfig, stored: TrainConfig) -> None:
+def check_unchanged(recipe: Recipe, stored: Recipe) -> None:
     """Refuse to go on with a run under settings that it cannot change.
 
     Raises:
         ValueError: one of `FIXED_FIELDS` is another than the run was started with.
     """
     for name in FIXED_FIELDS:
-        found, needed = getattr(config, name), getattr(stored, name)
+        found, needed = getattr(recipe, name), getattr(stored, name)
         if found != needed:
             raise ValueError(
                 f"{name} must stay {needed!r} within a run, got {found!r}; leave it out, or start "

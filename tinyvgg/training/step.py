@@ -20,80 +20,80 @@ from tinyvgg.loading.batch import Batch, resize_images
 from tinyvgg.model.vgg import Network
 from tinyvgg.ranks import is_distributed
 from tinyvgg.training.amp import AMP_DTYPES
-from tinyvgg.training.config import TrainConfig
+from tinyvgg.training.config import Recipe
 from tinyvgg.training.muon import Muon
 
 
-def learning_rate_at(config: TrainConfig, step: int, num_steps: int) -> float:
+def learning_rate_at(recipe: Recipe, step: int, num_steps: int) -> float:
     """Return the learning rate of a step.
 
     Args:
-        config: peak, warm-up and decay.
+        recipe: peak, warm-up and decay.
         step: from 0.
         num_steps: of the whole run.
     """
-    num_warmup = round(config.warmup * num_steps)
+    num_warmup = round(recipe.warmup * num_steps)
     if step < num_warmup:
-        return config.learning_rate * (step + 1) / num_warmup
-    if config.decay == "none":
-        return config.learning_rate
-    return config.learning_rate * (num_steps - step) / max(1, num_steps - num_warmup)
+        return recipe.learning_rate * (step + 1) / num_warmup
+    if recipe.decay == "none":
+        return recipe.learning_rate
+    return recipe.learning_rate * (num_steps - step) / max(1, num_steps - num_warmup)
 
 
-def pixels_at(config: TrainConfig, epoch: int, stored: int) -> int:
+def pixels_at(recipe: Recipe, epoch: int, stored: int) -> int:
     """Return the shorter side of the images of an epoch, in pixels.
 
     Args:
-        config: sizes and their shares of all epochs.
+        recipe: sizes and their shares of all epochs.
         epoch: from 0.
         stored: shorter side of the images as packed; no image is enlarged.
     """
-    middle = (epoch + 0.5) / config.epochs
-    for pixels, end in zip(config.sizes, itertools.accumulate(config.size_shares), strict=True):
+    middle = (epoch + 0.5) / recipe.epochs
+    for pixels, end in zip(recipe.sizes, itertools.accumulate(recipe.size_shares), strict=True):
         if middle < end:
             return min(pixels, stored)
     return stored
 
 
 def build_optimizer(
-    model: nn.Module, config: TrainConfig, amp: str = "off", *, compiled: bool = False
+    model: nn.Module, recipe: Recipe, amp: str = "off", *, compiled: bool = False
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe, fused; only weights decay, not biases.
 
     Args:
         model: whose parameters it updates.
-        config: the recipe.
+        recipe: the recipe.
         amp: resolved. Under fp16 sgd and muon are not fused: the scaler leaves it to a fused
             optimizer to skip a step, and then sgd keeps uninitialized momentum (torch 2.14). Muon
             multiplies in bfloat16 where autocast does: a CPU without such instructions takes 20
             times as long in it as in float32 (benchmarks/LOG.md).
         compiled: whether Muon's update goes through torch.compile.
     """
-    if config.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
     weights = [p for p in model.parameters() if p.dim() >= 2]
     biases = [p for p in model.parameters() if p.dim() < 2]
     groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": weights, "weight_decay": recipe.weight_decay},
         {"params": biases, "weight_decay": 0.0},
     ]
     can_fuse = amp != "fp16"
-    if config.optimizer == "sgd":
+    if recipe.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=can_fuse
+            groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True, fused=can_fuse
         )
     # beta2 0.99: short runs have too few steps for the default 0.999 to settle
     betas = (0.9, 0.99)
-    if config.optimizer == "muon":
+    if recipe.optimizer == "muon":
         return Muon(
             groups,
             dtype=torch.bfloat16 if amp == "bf16" else torch.float32,
             compiled=compiled,
-            lr=config.learning_rate,
+            lr=recipe.learning_rate,
             betas=betas,
             fused=can_fuse,
         )
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
 
 
 @dataclass
@@ -164,7 +164,7 @@ class TrainStep:
     Args:
         model: the network; its parameters are what `optimizer` updates.
         optimizer: of its parameters.
-        config: the recipe.
+        recipe: the recipe.
         amp: "off", "bf16" or "fp16", resolved.
         device: of the batches.
         compiled: whether forward and loss go through torch.compile.
@@ -172,7 +172,7 @@ class TrainStep:
 
     model: Network
     optimizer: torch.optim.Optimizer
-    config: TrainConfig
+    recipe: Recipe
     amp: str
     device: torch.device
     compiled: bool
@@ -182,7 +182,7 @@ class TrainStep:
     def __post_init__(self) -> None:
         """Prepare the scaler (used by fp16 only), compile, and join the other ranks."""
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        self.compute = BatchLoss(self.model, self.amp, self.config.label_smoothing)
+        self.compute = BatchLoss(self.model, self.amp, self.recipe.label_smoothing)
         if self.compiled:
             self.compute.forward = compile_apart(  # type: ignore[method-assign]
                 self.compute.forward, mode=self.compile_mode
@@ -198,7 +198,7 @@ class TrainStep:
     @property
     def compile_mode(self) -> str:
         """Mode of torch.compile; a recipe that was not resolved for a device has the default."""
-        return "default" if self.config.compile_mode == "auto" else self.config.compile_mode
+        return "default" if self.recipe.compile_mode == "auto" else self.recipe.compile_mode
 
     @property
     def has_graphs(self) -> bool:
@@ -250,9 +250,9 @@ class TrainStep:
             group["lr"] = learning_rate
         images = batch.images if pixels is None else resize_images(batch.images, pixels)
         loss, hits = self._accumulate(images, batch.labels)
-        if self.config.clip_norm:
+        if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -260,7 +260,7 @@ class TrainStep:
 
     def _accumulate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add up the gradients of all parts of a batch; ranks exchange them with the last one."""
-        num_parts = self.config.accumulate
+        num_parts = self.recipe.accumulate
         if num_parts == 1:
             loss, hits = self._compute(images, labels)
             torch.autograd.backward(self.scaler.scale(loss))

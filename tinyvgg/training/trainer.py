@@ -24,6 +24,7 @@ from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.open import open_loader
 from tinyvgg.model.summary import train_flop
 from tinyvgg.model.vgg import Network, build_network, check_image_size, initialize_he
+from tinyvgg.options import Backend
 from tinyvgg.ranks import agree_on, find_rank
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
@@ -32,7 +33,7 @@ from tinyvgg.training.clock import Clock
 from tinyvgg.training.config import (
     REFERENCE_MEAN,
     REFERENCE_STD,
-    TrainConfig,
+    Recipe,
     resolve_steps,
 )
 from tinyvgg.training.step import (
@@ -100,20 +101,24 @@ class Trainer:
     """A network in training; see `build_trainer`.
 
     Attributes:
-        config: the recipe, with what `auto` meant for batch size and learning rate.
+        recipe: with what `auto` meant for batch size and learning rate.
         step: steps taken.
         trained: an epoch whose last step was taken, until whoever scores it sets it to None.
         elapsed_sec: seconds that the steps took so far.
         model: the network; `scored_model` is the one to evaluate.
+        backend: that was asked for; the loader's is the one it came to.
+        log_every: steps between two readings of loss and top-1, which wait for the device.
     """
 
-    config: TrainConfig
+    recipe: Recipe
     dataset: PackedDataset
     loader: Loader
     model: Network
     amp: str
     device: torch.device
     compiled: bool
+    backend: Backend = "auto"
+    log_every: int = 50
     average: AveragedNetwork | None = None
     step: int = 0
     trained: TrainedEpoch | None = None
@@ -126,9 +131,9 @@ class Trainer:
         """Build optimizer and step."""
         # on a CPU a launch costs nothing, and foreign kernels would cost bits
         is_launched = self.compiled and self.device.type != "cpu"
-        optimizer = build_optimizer(self.model, self.config, self.amp, compiled=is_launched)
+        optimizer = build_optimizer(self.model, self.recipe, self.amp, compiled=is_launched)
         self.take_step = TrainStep(
-            self.model, optimizer, self.config, self.amp, self.device, self.compiled
+            self.model, optimizer, self.recipe, self.amp, self.device, self.compiled
         )
         self.epoch_meter = Meter.on(self.device)
 
@@ -147,7 +152,7 @@ class Trainer:
     def pixels_of(self, epoch: int) -> int:
         """Return the shorter side of an epoch's images."""
         image = self.dataset.manifest.image
-        return pixels_at(self.config, epoch, min(image.height, image.width))
+        return pixels_at(self.recipe, epoch, min(image.height, image.width))
 
     @property
     def last_pixels(self) -> int:
@@ -162,7 +167,7 @@ class Trainer:
         flop = 0
         for number in range(epoch + 1):
             size = scaled_size(image.height, image.width, self.pixels_of(number))
-            flop += train_flop(self.config.arch, num_classes, *size)
+            flop += train_flop(self.recipe.arch, num_classes, *size)
         return flop * len(self.loader) * self.loader.batch_size / 1e15
 
     def has_finite_weights(self) -> bool:
@@ -186,7 +191,7 @@ class Trainer:
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
-        return self.config.epochs * len(self.loader)
+        return self.recipe.epochs * len(self.loader)
 
     def prepare(self) -> None:
         """Compile for every image size before the loader starts; see `TrainStep.capture`."""
@@ -194,10 +199,10 @@ class Trainer:
             return
         self.is_prepared = True
         image = self.dataset.manifest.image
-        num_images = self.loader.batch_size // self.loader.world_size // self.config.accumulate
+        num_images = self.loader.batch_size // self.loader.world_size // self.recipe.accumulate
         labels = torch.zeros(num_images, dtype=torch.int64, device=self.device)
         self.model.train()
-        for pixels in sorted({self.pixels_of(epoch) for epoch in range(self.config.epochs)}):
+        for pixels in sorted({self.pixels_of(epoch) for epoch in range(self.recipe.epochs)}):
             size = scaled_size(image.height, image.width, pixels)
             shape = (num_images, *size, image.channels)
             images = torch.zeros(shape, dtype=self.image_dtype, device=self.device)
@@ -220,7 +225,7 @@ class Trainer:
         """
         last_step = self.num_steps if last_step is None else last_step
         self.prepare()
-        config, loader = self.config, self.loader
+        recipe, loader = self.recipe, self.loader
         self.model.train()
         epoch = loader.state.epoch
         pixels = self.pixels_of(epoch)
@@ -233,14 +238,14 @@ class Trainer:
                 batch = next(batches, None)
             if batch is None:
                 break
-            learning_rate = learning_rate_at(config, self.step, self.num_steps)
+            learning_rate = learning_rate_at(recipe, self.step, self.num_steps)
             loss, hits = self.take_step(batch, learning_rate, pixels)
             self.update_average()
             window.add(loss, hits, batch.num_valid)
             self.step += 1
             clock.count()
             loss_read = top1_read = None
-            if self.step % config.log_every == 0:
+            if self.step % self.log_every == 0:
                 loss_read, top1_read = self._close_window(window)
                 self.elapsed_sec += clock.lap_sec()
             step_in_epoch = (self.step - 1) % len(loader) + 1
@@ -307,7 +312,7 @@ class Trainer:
         """Return what describes the network that is scored; tensors are the network's own."""
         normalization = self.loader.normalization
         return {
-            "arch": self.config.arch,
+            "arch": self.recipe.arch,
             "model": self.scored_model.state_dict(),
             "pixels": self.last_pixels,
             "class_folders": self.dataset.class_names,
@@ -351,8 +356,8 @@ class Trainer:
             self.trained = state["unscored"]
             optimizer = self.take_step.optimizer
             optimizer.load_state_dict(state["optimizer"])
-            if self.config.optimizer != "adam":
-                optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay
+            if self.recipe.optimizer != "adam":
+                optimizer.param_groups[0]["weight_decay"] = self.recipe.weight_decay
             self.take_step.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
             self.elapsed_sec = state["elapsed_sec"]
@@ -366,48 +371,55 @@ class Trainer:
             ) from error
 
 
-def build_model(config: TrainConfig, num_classes: int) -> Network:
+def build_model(recipe: Recipe, num_classes: int) -> Network:
     """Return the network of a recipe, seeded."""
-    torch.manual_seed(config.seed)
-    model = build_network(config.arch, num_classes, config.dropout)
-    if config.init == "he":
+    torch.manual_seed(recipe.seed)
+    model = build_network(recipe.arch, num_classes, recipe.dropout)
+    if recipe.init == "he":
         initialize_he(model)
     return model
 
 
-def check_sizes(config: TrainConfig, dataset: PackedDataset) -> None:
-    """Refuse images that the network cannot take, as packed or reduced to `config.sizes`.
+def check_sizes(recipe: Recipe, dataset: PackedDataset) -> None:
+    """Refuse images that the network cannot take, as packed or reduced to `recipe.sizes`.
 
     Raises:
         ValueError: they are not of a size that it takes.
     """
     image = dataset.manifest.image
     stored = min(image.height, image.width)
-    for pixels in {stored, *(min(pixels, stored) for pixels in config.sizes)}:
-        check_image_size(config.arch, *scaled_size(image.height, image.width, pixels))
+    for pixels in {stored, *(min(pixels, stored) for pixels in recipe.sizes)}:
+        check_image_size(recipe.arch, *scaled_size(image.height, image.width, pixels))
 
 
-def resolve_recipe(
-    config: TrainConfig, dataset: PackedDataset, device: torch.device
-) -> TrainConfig:
+def resolve_recipe(recipe: Recipe, dataset: PackedDataset, device: torch.device) -> Recipe:
     """Return a recipe with what depends on the data set, the device and the number of ranks.
 
     Raises:
         ValueError: the images are not of a size that the network takes.
     """
-    check_sizes(config, dataset)
+    check_sizes(recipe, dataset)
     _, world_size = find_rank()
-    num_parts = world_size * config.accumulate
-    return resolve_steps(config, device.type, dataset.train.num_images, num_parts)
+    num_parts = world_size * recipe.accumulate
+    return resolve_steps(recipe, device.type, dataset.train.num_images, num_parts)
 
 
-def build_trainer(config: TrainConfig, dataset: PackedDataset, device: torch.device) -> Trainer:
+def build_trainer(
+    recipe: Recipe,
+    dataset: PackedDataset,
+    device: torch.device,
+    *,
+    backend: Backend = "auto",
+    log_every: int = 50,
+) -> Trainer:
     """Build a trainer at its first step; every rank builds the same weights from the seed.
 
     Args:
-        config: the recipe.
+        recipe: what to train, and how.
         dataset: to train on.
         device: of this process.
+        backend: of its loader.
+        log_every: steps between two readings of loss and top-1.
 
     Returns:
         The trainer, whose loader has read nothing yet; nothing was written anywhere.
@@ -417,32 +429,34 @@ def build_trainer(config: TrainConfig, dataset: PackedDataset, device: torch.dev
         ValueError: the images are not of a size that the network takes, or the batch size cannot
             be divided among ranks and parts.
     """
-    config = resolve_recipe(config, dataset, device)
+    recipe = resolve_recipe(recipe, dataset, device)
     if device.type == "cuda":  # a run has a few shapes, each for thousands of steps
         torch.backends.cudnn.benchmark = True
-    amp, amp_reason = choose_amp(device) if config.amp == "auto" else (config.amp, "")
+    amp, amp_reason = choose_amp(device) if recipe.amp == "auto" else (recipe.amp, "")
     amp = agree_on(amp)
-    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
-    is_reference = config.statistics == "reference"
+    compiled = recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda")
+    is_reference = recipe.statistics == "reference"
     loader_config = LoaderConfig(
-        backend=config.backend,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        augment=config.augment,
-        crop_pixels=config.crop_pixels,
-        flip=config.flip,
+        backend=backend,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        augment=recipe.augment,
+        crop_pixels=recipe.crop_pixels,
+        flip=recipe.flip,
         mean=REFERENCE_MEAN if is_reference else None,
         std=REFERENCE_STD if is_reference else None,
     )
     dtype = AMP_DTYPES[amp]
     loader = open_loader(dataset, "train", loader_config, device=device, dtype=dtype)
-    if config.batch_size % (loader.world_size * config.accumulate):
+    if recipe.batch_size % (loader.world_size * recipe.accumulate):
         raise ValueError(
             f"batch_size must be divisible by {loader.world_size} ranks times accumulate "
-            f"{config.accumulate}, got {config.batch_size}"
+            f"{recipe.accumulate}, got {recipe.batch_size}"
         )
     if amp_reason:  # said once nothing can be refused any more: an error is one line
         logger.info("amp %s: %s", amp, amp_reason)
-    model = build_model(config, len(dataset.class_names)).to(device)
-    average = AveragedNetwork(model, config.ema_decay) if config.ema_decay else None
-    return Trainer(config, dataset, loader, model, amp, device, compiled, average)
+    model = build_model(recipe, len(dataset.class_names)).to(device)
+    average = AveragedNetwork(model, recipe.ema_decay) if recipe.ema_decay else None
+    return Trainer(
+        recipe, dataset, loader, model, amp, device, compiled, backend, log_every, average
+    )
