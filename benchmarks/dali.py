@@ -23,7 +23,7 @@ from benchmarks.loaders import BATCH_SIZE, endless
 from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from tinyvgg.bench.windows import Work
 from tinyvgg.loading import LoaderConfig, open_loader
-from tinyvgg.loading.batch import Normalization
+from tinyvgg.loading.batch import Normalization, PixelPass
 from tinyvgg.loading.dali import Feed, define_pipeline
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.shards import open_dataset
@@ -32,13 +32,14 @@ from tinyvgg.training.process import TRAIN_ENVIRONMENT
 CPU = torch.device("cpu")
 BARE = "bare DALI pipeline, same operators, fed from memory"
 NORMALIZATION = Normalization((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
+PIXEL_PASS = PixelPass((64, 64, 3), NORMALIZATION, torch.float32)
 
 
 def started_feed(packed: str) -> Feed:
     """Return the source of backend `dali`, at the start of a shuffled, augmented epoch."""
     split = open_dataset(packed).train
     plan = EpochPlanner(split.labels, BATCH_SIZE, shuffle=True, augment=True, drop_last=True)
-    feed = Feed(split, (64, 64, 3), NORMALIZATION, plan, CPU)
+    feed = Feed(split, PIXEL_PASS, plan, CPU)
     feed.start(LoaderState(0, 0, 0, ""))
     return feed
 
@@ -75,9 +76,8 @@ def bare_pipeline(packed: str) -> Work:
     images, *others = started_feed(packed)(0)
     given = (np.array(images.as_array()), *others)
     pipeline = define_pipeline(
-        lambda iteration: given, CPU, BATCH_SIZE, (64, 64, 3), NORMALIZATION, torch.float32,
-        is_augmented=True,
-    )  # fmt: skip
+        lambda iteration: given, CPU, BATCH_SIZE, PIXEL_PASS, is_augmented=True
+    )
     return run_pipeline(pipeline)
 
 

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
@@ -17,3 +18,12 @@ def real_dataset(
     yield open_dataset(out)
     for path in out.iterdir():  # 0.6 GB that pytest would keep for three runs
         path.unlink()
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Let the host kernel have threads to leave behind, whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)

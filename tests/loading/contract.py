@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tinyvgg.loading import LoaderConfig, open_loader
-from tinyvgg.loading.batch import Batch, Normalization
+from tinyvgg.loading.batch import Batch, Normalization, PixelPass
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.shards.store import PackedDataset
@@ -139,8 +139,9 @@ LEAVES = [
 every_leave = pytest.mark.parametrize("leave", LEAVES, ids=lambda leave: leave.__name__)
 
 
-def source_arguments(dtype: torch.dtype) -> tuple[Any, ...]:
-    return (64, 64, 3), Normalization((0.48, 0.45, 0.4), (0.28, 0.27, 0.29)), dtype, CPU
+def pixel_pass(dtype: torch.dtype) -> PixelPass:
+    normalization = Normalization((0.48, 0.45, 0.4), (0.28, 0.27, 0.29))
+    return PixelPass((64, 64, 3), normalization, dtype)
 
 
 def plan_train(dataset: PackedDataset, first: int = 0) -> tuple[EpochPlanner, LoaderState]:

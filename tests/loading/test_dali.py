@@ -23,14 +23,15 @@ from tests.loading.contract import (
     keep,
     open_raw,
     pixel_ids,
+    pixel_pass,
     plan_train,
     read_epochs,
-    source_arguments,
 )
 from tests.serialized_pipeline import read_pipeline
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading import LoaderConfig, open_loader
-from tinyvgg.loading.batch import Batch, Normalization
+from tinyvgg.loading.batch import Batch
+from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.shards.store import PackedDataset
 
@@ -92,7 +93,7 @@ def test_every_rank_gets_its_part_of_every_batch(packed: PackedDataset, world_si
             packed.train.labels, 6, shuffle=True, augment=True, drop_last=False,
             rank=rank, world_size=world_size,
         )  # fmt: skip
-        source = dali.DaliSource(packed.train, *source_arguments(torch.uint8))
+        source = dali.DaliSource(packed.train, pixel_pass(torch.uint8), CPU)
         ranks.append([keep(b) for b in source.batches(planner, LoaderState(4, 1, 0, ""))])
     expected = read_epochs(
         open_raw(packed, "torch", batch_size=6, seed=4, augment=True, drop_last=False), range(1, 2)
@@ -162,7 +163,7 @@ def test_prefetching_goes_over_the_end_of_an_epoch_into_the_next(packed: PackedD
 
 def test_what_an_iteration_reads_depends_on_its_number_alone(packed: PackedDataset) -> None:
     planner, state = plan_train(packed)
-    feed = dali.Feed(packed.train, *source_arguments(torch.uint8)[:2], planner, CPU)
+    feed = dali.Feed(packed.train, pixel_pass(torch.uint8), planner, CPU)
     feed.start(state)
 
     def read(iteration: int) -> list[list[Any]]:
@@ -277,10 +278,8 @@ def test_a_loader_that_was_read_is_refused_in_a_forked_process(packed: PackedDat
 
 
 def test_a_device_without_dali_is_refused(packed: PackedDataset) -> None:
-    arguments = source_arguments(torch.uint8)[:3]
-
     with pytest.raises(BackendUnavailable, match="runs on CUDA and on the CPU, got meta"):
-        dali.DaliSource(packed.train, *arguments, torch.device("meta"))
+        dali.DaliSource(packed.train, pixel_pass(torch.uint8), torch.device("meta"))
 
 
 def test_without_dali_the_error_names_its_packages(packed: PackedDataset) -> None:
@@ -324,9 +323,7 @@ def serialize(device: str, dtype: torch.dtype, *, is_augmented: bool) -> Any:
         lambda iteration: None,
         torch.device(device),
         8,
-        (64, 64, 3),
-        Normalization((0.48, 0.45, 0.4), (0.28, 0.27, 0.29)),
-        dtype,
+        pixel_pass(dtype),
         is_augmented=is_augmented,
     )
     return read_pipeline(pipeline.serialize())
@@ -418,9 +415,8 @@ def test_on_real_images_two_epochs_equal_torch_resumed_mid_epoch(
         split.labels, 384, shuffle=True, augment=True, drop_last=True,
         rank=rank, world_size=world_size,
     )  # fmt: skip
-    arguments = (*source_arguments(dtype)[:2], dtype, CPU)
-    dali_source = dali.DaliSource(split, *arguments)
-    torch_source = make_torch_source(split, *arguments)
+    dali_source = dali.DaliSource(split, pixel_pass(dtype), CPU)
+    torch_source = PinnedSource(split, pixel_pass(dtype), CPU)
     middle = 384 * (planner.num_steps // 2)
     start = LoaderState(3, 0, 0, "")
     parts = [
@@ -432,7 +428,7 @@ def test_on_real_images_two_epochs_equal_torch_resumed_mid_epoch(
     num_steps = 0
     for state, stop in parts:
         if state.images_consumed:
-            dali_source = dali.DaliSource(split, *arguments)
+            dali_source = dali.DaliSource(split, pixel_pass(dtype), CPU)
         batches, expected = (
             islice(source.batches(planner, state), stop) for source in (dali_source, torch_source)
         )
@@ -440,9 +436,3 @@ def test_on_real_images_two_epochs_equal_torch_resumed_mid_epoch(
             assert_equal_batches([batch], [other])
             num_steps += 1
     assert num_steps == 2 * planner.num_steps
-
-
-def make_torch_source(*arguments: Any) -> Any:
-    from tinyvgg.loading.pinned import PinnedSource
-
-    return PinnedSource(*arguments)

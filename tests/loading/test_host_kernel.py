@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinyvgg.loading.batch import Normalization
+from tinyvgg.loading.batch import Normalization, PixelPass
 from tinyvgg.loading.host_kernel import HostKernel, host_batches
 from tinyvgg.loading.plan import plan_rank_epoch
 
@@ -50,7 +50,7 @@ def write_images(
     is_augmented: bool = True,
 ) -> torch.Tensor:
     """Return what the kernel writes for `images` in reverse order, and check around it."""
-    kernel = HostKernel(images.shape[1:], Normalization(MEAN, STD), dtype)
+    kernel = HostKernel(PixelPass(images.shape[1:], Normalization(MEAN, STD), dtype))
     addresses = images.ctypes.data + np.arange(len(images))[::-1] * images[0].nbytes
     guarded = kernel.empty(len(images) + 2)  # the first and the last are not the kernel's
     guarded.view(torch.uint8).fill_(77)
@@ -138,7 +138,7 @@ def test_threads_end_with_the_epoch_or_where_it_is_left(num_threads: int) -> Non
         augment=True,
         drop_last=False,
     )
-    kernel = HostKernel((5, 7, 3), Normalization(MEAN, STD), torch.uint8)
+    kernel = HostKernel(PixelPass((5, 7, 3), Normalization(MEAN, STD), torch.uint8))
     addresses = images.ctypes.data + np.arange(12) * images[0].nbytes
 
     batches = host_batches(kernel, addresses, plan)
@@ -163,7 +163,7 @@ def test_batches_of_an_epoch_follow_the_plan() -> None:
         augment=True,
         drop_last=False,
     )
-    kernel = HostKernel((5, 7, 3), Normalization(MEAN, STD), torch.uint8)
+    kernel = HostKernel(PixelPass((5, 7, 3), Normalization(MEAN, STD), torch.uint8))
     addresses = images.ctypes.data + np.arange(11) * images[0].nbytes
 
     steps = 0

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from tests.loading.contract import (
+    CPU,
     assert_same,
     every_backend,
     every_dtype,
@@ -28,28 +29,19 @@ from tests.loading.contract import (
     nothing_left_behind,
     open_raw,
     pixel_ids,
+    pixel_pass,
     plan_train,
     read_epochs,
-    source_arguments,
     valid_ids,
 )
-from tinyvgg.errors import ShardError
 from tinyvgg.loading import LoaderConfig, host_kernel, open_loader
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.resident import ResidentSource
 from tinyvgg.shards.store import PackedDataset, open_dataset
 
+pytestmark = pytest.mark.usefixtures("three_threads")
 BIT_EQUAL = ["torch", "resident"]
-
-
-@pytest.fixture(autouse=True)
-def three_threads() -> Iterator[None]:
-    """Let the host kernel have threads to leave behind, whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
 
 
 # what a batch holds
@@ -190,379 +182,6 @@ def test_a_batch_stays_whole_until_the_next_is_asked_for(
         assert_same([batch], [kept])
 
 
-# order, epochs, state
-
-
-@every_backend
-def test_equal_seed_and_epoch_give_equal_batches(packed: PackedDataset, backend: str) -> None:
-    once, twice = (open_raw(packed, backend, seed=3, augment=True) for _ in range(2))
-
-    assert_same(read_epochs(once, range(2, 4)), read_epochs(twice, range(2, 4)))
-
-
-@every_backend
-def test_the_next_epoch_and_another_seed_have_another_order(
-    packed: PackedDataset, backend: str
-) -> None:
-    loader, other = open_raw(packed, backend), open_raw(packed, backend, seed=1)
-
-    orders = [valid_ids(read_epochs(loader, range(epoch, epoch + 1))) for epoch in range(2)]
-    orders.append(valid_ids(read_epochs(other, range(1))))
-
-    assert len({tuple(order) for order in orders}) == 3
-
-
-@every_backend
-@pytest.mark.parametrize(
-    ("batch_size", "drop_last", "steps"),
-    [(33, True, 1), (33, False, 1), (32, True, 1), (32, False, 2), (34, False, 1), (1, True, 33)],
-)
-def test_len_is_the_steps_of_an_epoch(
-    packed: PackedDataset, backend: str, batch_size: int, drop_last: bool, steps: int
-) -> None:
-    loader = open_raw(packed, backend, batch_size=batch_size, drop_last=drop_last)
-
-    assert len(loader) == len(read_epochs(loader, range(1))) == steps
-
-
-@every_backend
-def test_train_is_shuffled_augmented_and_cut_by_default_and_val_is_not(
-    packed: PackedDataset, backend: str
-) -> None:
-    config = LoaderConfig(backend=backend, batch_size=5)
-
-    train = read_epochs(open_loader(packed, "train", config, dtype=torch.uint8), range(1))
-    val = read_epochs(open_loader(packed, "val", config, dtype=torch.uint8), range(1))
-
-    assert len(train) == 6
-    assert valid_ids(train) != sorted(valid_ids(train))
-    assert [pixel_ids(batch.images) for batch in train] != [batch.ids.tolist() for batch in train]
-    assert len(val) == 2
-    assert valid_ids(val) == list(range(7))
-    assert pixel_ids(val[0].images) == list(range(5))
-
-
-@every_backend
-@pytest.mark.parametrize(
-    "fields", [{"augment": False, "crop_pixels": 8}, {"crop_pixels": 0, "flip": False}], ids=str
-)
-def test_what_neither_crops_nor_flips_does_not_augment(
-    packed: PackedDataset, backend: str, fields: dict[str, Any]
-) -> None:
-    loader = open_raw(packed, backend, **{"augment": True, **fields})
-
-    assert not loader.plan.augment
-    assert_same(read_epochs(loader, range(1)), read_epochs(open_raw(packed, backend), range(1)))
-
-
-@every_backend
-def test_iterating_goes_through_one_epoch_after_the_other(
-    packed: PackedDataset, backend: str
-) -> None:
-    loader, reference = open_raw(packed, backend), open_raw(packed, backend)
-
-    batches = [keep(batch) for _ in range(3) for batch in loader]
-
-    assert len(batches) == 18
-    assert_same(batches, read_epochs(reference, range(3)))
-
-
-@every_backend
-def test_iterating_after_an_epoch_goes_on_with_the_next(
-    packed: PackedDataset, backend: str
-) -> None:
-    loader, reference = open_raw(packed, backend), open_raw(packed, backend)
-
-    read_epochs(loader, range(4, 5))
-    batches = [keep(batch) for batch in loader]
-
-    assert_same(batches, read_epochs(reference, range(5, 6)))
-
-
-@every_backend
-def test_an_epoch_can_be_run_again_from_its_start(packed: PackedDataset, backend: str) -> None:
-    loader = open_raw(packed, backend)
-
-    first = read_epochs(loader, range(1))
-    list(islice(loader, 2))
-
-    assert_same(first, read_epochs(loader, range(1)))
-
-
-@every_backend
-@pytest.mark.parametrize("num_read", [1, 3, 5])
-def test_iterating_again_after_a_break_begins_the_epoch_again(
-    packed: PackedDataset, backend: str, num_read: int
-) -> None:
-    loader = open_raw(packed, backend)
-    expected = read_epochs(open_raw(packed, backend), range(4, 6))
-
-    for step, _ in enumerate(loader.epoch(4), 1):
-        if step == num_read:
-            break
-    batches = [keep(batch) for _ in range(2) for batch in loader]
-
-    assert_same(batches, expected)
-
-
-@every_backend
-def test_a_batch_taken_for_a_look_is_not_lost(packed: PackedDataset, backend: str) -> None:
-    loader = open_raw(packed, backend)
-    expected = read_epochs(open_raw(packed, backend), range(1))
-
-    looked_at = [keep(next(iter(loader))) for _ in range(2)]
-
-    assert_same(looked_at, [expected[0]] * 2)
-    assert_same([keep(batch) for batch in loader], expected)
-
-
-@every_backend
-def test_the_last_batch_ends_the_epoch_though_the_loop_is_left_there(
-    packed: PackedDataset, backend: str
-) -> None:
-    loader = open_raw(packed, backend)
-
-    list(islice(loader, len(loader)))
-
-    assert_same([keep(batch) for batch in loader], read_epochs(loader, range(1, 2)))
-
-
-@every_backend
-def test_an_epoch_is_the_one_asked_for_however_late_it_is_read(
-    packed: PackedDataset, backend: str
-) -> None:
-    loader = open_raw(packed, backend)
-    expected = read_epochs(open_raw(packed, backend), range(2))
-
-    first, second = loader.epoch(0), loader.epoch(1)
-    pairs = [(keep(one), keep(other)) for one, other in zip(first, second, strict=True)]
-
-    assert_same([one for one, _ in pairs] + [other for _, other in pairs], expected)
-
-
-@every_backend
-def test_two_loaders_can_be_read_in_turn(packed: PackedDataset, backend: str) -> None:
-    train, val = open_raw(packed, backend, batch_size=16), open_raw(packed, backend, "val")
-    expected = [read_epochs(train, range(1)), read_epochs(val, range(1))]
-
-    pairs = list(zip(map(keep, train.epoch(0)), map(keep, val.epoch(0)), strict=True))
-
-    assert_same([one for one, _ in pairs], expected[0])
-    assert_same([other for _, other in pairs], expected[1])
-
-
-@every_backend
-def test_epoch_must_not_be_negative(packed: PackedDataset, backend: str) -> None:
-    loader = open_raw(packed, backend)
-
-    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
-        loader.epoch(-1)
-
-
-@every_backend
-@pytest.mark.parametrize("drop_last", [True, False])
-def test_state_counts_what_was_yielded(
-    packed: PackedDataset, backend: str, drop_last: bool
-) -> None:
-    loader = open_raw(packed, backend, seed=9, drop_last=drop_last)
-    states = [loader.state_dict()]
-    for _ in range(2):
-        states += [loader.state_dict() for _ in loader]
-
-    places = [(0, consumed) for consumed in range(5, 5 * len(loader), 5)]
-    places += [(1, 0)] + [(1, consumed) for _, consumed in places] + [(2, 0)]
-    assert [(state["epoch"], state["images_consumed"]) for state in states] == [(0, 0), *places]
-    assert {state["seed"] for state in states} == {9}
-    assert {state["manifest_sha256"] for state in states} == {packed.manifest_sha256}
-
-
-@every_backend
-def test_state_is_json_under_1_kb(packed: PackedDataset, backend: str) -> None:
-    loader = open_raw(packed, backend, seed=2**64 - 1)
-    next(iter(loader))
-
-    text = json.dumps(loader.state_dict())
-
-    assert json.loads(text) == loader.state_dict()
-    assert set(json.loads(text)) == {"seed", "epoch", "images_consumed", "manifest_sha256"}
-    assert len(text) < 1000
-
-
-@every_backend
-@pytest.mark.parametrize("drop_last", [True, False])
-def test_resuming_at_any_batch_of_two_epochs_gives_the_rest(
-    packed: PackedDataset, backend: str, drop_last: bool
-) -> None:
-    fields = {"seed": 3, "augment": True, "drop_last": drop_last}
-    expected = read_epochs(open_raw(packed, backend, **fields), range(3))
-    steps = len(expected) // 3
-
-    for num_read in range(2 * steps + 1):
-        interrupted = open_raw(packed, backend, **fields)
-        stream = (batch for _ in range(3) for batch in interrupted)
-        for _ in islice(stream, num_read):
-            pass
-        state = json.loads(json.dumps(interrupted.state_dict()))
-
-        resumed = open_raw(packed, backend, **{**fields, "seed": 0})
-        resumed.load_state_dict(state)
-        rest = [keep(batch) for _ in range(3 - num_read // steps) for batch in resumed]
-
-        assert_same(rest, expected[num_read:])
-
-
-@every_backend
-def test_a_run_that_was_interrupted_twice_gives_the_rest(
-    packed: PackedDataset, backend: str
-) -> None:
-    expected = read_epochs(open_raw(packed, backend), range(2))
-    state = open_raw(packed, backend).state_dict()
-
-    batches = []
-    for num_read in (2, 3):
-        loader = open_raw(packed, backend)
-        loader.load_state_dict(state)
-        batches += [keep(batch) for batch in islice(loader, num_read)]
-        state = loader.state_dict()
-    loader = open_raw(packed, backend)
-    loader.load_state_dict(state)
-    batches += [keep(batch) for _ in range(2) for batch in loader]
-
-    assert_same(batches, expected)
-
-
-@every_backend
-def test_a_state_that_is_loaded_and_saved_is_the_same(packed: PackedDataset, backend: str) -> None:
-    loader, resumed = open_raw(packed, backend), open_raw(packed, backend, seed=1)
-    list(islice(loader, 4))
-
-    resumed.load_state_dict(loader.state_dict())
-
-    assert resumed.state_dict() == loader.state_dict()
-
-
-@every_backend
-def test_a_loaded_state_holds_for_one_epoch_and_not_for_the_next_look(
-    packed: PackedDataset, backend: str
-) -> None:
-    loader = open_raw(packed, backend)
-    expected = read_epochs(open_raw(packed, backend), range(3))
-    list(islice(loader.epoch(1), 2))
-    state = loader.state_dict()
-
-    loader.load_state_dict(state)
-    first = keep(next(iter(loader)))
-    middle = loader.state_dict()
-    again = [keep(batch) for batch in loader]
-    loader.load_state_dict(state)
-    whole = read_epochs(loader, range(1, 2))
-
-    assert_same([first], expected[8:9])
-    assert middle == {**state, "images_consumed": 15}
-    assert_same(again, expected[6:12])
-    assert_same(whole, expected[6:12])
-
-
-@every_backend
-def test_a_loaded_state_is_kept_when_an_old_iterator_ends(
-    packed: PackedDataset, backend: str
-) -> None:
-    loader = open_raw(packed, backend)
-    old = iter(loader)
-    next(old)
-    state = {**loader.state_dict(), "seed": 77, "epoch": 5, "images_consumed": 10}
-
-    loader.load_state_dict(state)
-    del old
-
-    assert loader.state_dict() == state
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 18, 19, 40])
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("torch", "resident"),
-        ("resident", "torch"),
-        pytest.param("torch", "dali", marks=pytest.mark.dali),
-        pytest.param("dali", "resident", marks=pytest.mark.dali),
-    ],
-)
-def test_resuming_may_change_backend_and_batch_size(
-    packed: PackedDataset, before: str, after: str, batch_size: int
-) -> None:
-    uninterrupted = open_raw(packed, before, augment=True, drop_last=False)
-    images = {
-        id_: image
-        for batch in read_epochs(uninterrupted, range(1))
-        for id_, image in zip(batch.ids.tolist(), batch.images, strict=True)
-    }
-    loader = open_raw(packed, before, augment=True)
-    order = valid_ids(read_epochs(open_raw(packed, before, drop_last=False), range(1)))
-    list(islice(loader, 3))
-
-    resumed = open_raw(packed, after, augment=True, batch_size=batch_size, drop_last=False)
-    resumed.load_state_dict(loader.state_dict())
-    rest = [keep(batch) for batch in resumed]
-
-    assert valid_ids(rest) == order[15:]
-    for batch in rest:
-        for id_, image in list(zip(batch.ids.tolist(), batch.images, strict=True))[
-            : batch.num_valid
-        ]:
-            assert torch.equal(image, images[id_])
-
-
-@every_backend
-def test_resuming_with_a_batch_larger_than_the_rest_goes_on_with_the_next_epoch(
-    packed: PackedDataset, backend: str
-) -> None:
-    loader = open_raw(packed, backend)
-    list(islice(loader, 4))
-
-    resumed = open_raw(packed, backend, batch_size=14)  # 13 images are left, drop_last
-    resumed.load_state_dict(loader.state_dict())
-    batches = [keep(batch) for batch in resumed]
-
-    assert_same(batches, read_epochs(open_raw(packed, backend, batch_size=14), range(1, 2)))
-    assert resumed.state_dict()["epoch"] == 2
-
-
-@every_backend
-def test_the_state_of_another_dataset_is_refused(
-    packed: PackedDataset, pack_arrays: Callable[..., PackedDataset], backend: str
-) -> None:
-    images = np.zeros((33, 64, 64, 3), np.uint8)
-    other = pack_arrays("other", images, np.arange(33) % 3, images[:7], np.arange(7) % 3)
-    loader = open_raw(packed, backend)
-    before = loader.state_dict()
-
-    message = (
-        f"loader state is of data set {other.manifest_sha256[:12]}…, this one is "
-        f"{packed.manifest_sha256[:12]}…; open the data set it was saved with"
-    )
-    with pytest.raises(ShardError, match=message):
-        loader.load_state_dict(open_raw(other, backend).state_dict())
-
-    assert loader.state_dict() == before
-
-
-@pytest.mark.parametrize(
-    "change", [{"images_consumed": 34}, {"images_consumed": -1}, {"epoch": -1}], ids=str
-)
-def test_a_state_out_of_range_is_refused(packed: PackedDataset, change: dict[str, int]) -> None:
-    loader = open_raw(packed, "torch")
-
-    with pytest.raises(ValueError, match="loader state is out of range"):
-        loader.load_state_dict(loader.state_dict() | change)
-
-
-@pytest.mark.parametrize("state", [{}, {"seed": 0}, {"a": 1}], ids=str)
-def test_what_is_no_state_is_refused(packed: PackedDataset, state: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="must have seed, epoch, images_consumed, manifest_sha256"):
-        open_raw(packed, "torch").load_state_dict(state)
-
-
 # backends against each other
 
 
@@ -658,7 +277,7 @@ def test_a_loader_outlives_the_dataset_it_was_opened_with(
 def test_batches_keep_the_memory_that_they_read(
     packed: PackedDataset, source_class: type[PinnedSource | ResidentSource]
 ) -> None:
-    source = source_class(open_dataset(packed.folder).train, *source_arguments(torch.uint8))
+    source = source_class(open_dataset(packed.folder).train, pixel_pass(torch.uint8), CPU)
     plan, state = plan_train(packed)
     owner = weakref.ref(source)
 

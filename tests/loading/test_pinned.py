@@ -13,14 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.gpu_static import SanitizedRuntime, known_torch
 from tests.loading.contract import (
+    CPU,
     assert_same,
     every_dtype,
     every_leave,
     keep,
     nothing_left_behind,
+    pixel_pass,
     plan_train,
     read_epochs,
-    source_arguments,
 )
 from tinyvgg.loading import LoaderConfig, open_loader, pinned
 from tinyvgg.loading.loader import Loader
@@ -131,10 +132,16 @@ class LateRuntime(TorchDispatchMode):
 
 def open_staged(dataset: PackedDataset, runtime: LateRuntime, dtype: torch.dtype) -> Loader:
     """Open a loader on the staged path, with crop and flip."""
-    arguments = source_arguments(dtype)
-    source = PinnedSource(dataset.train, *arguments, runtime)
+    source = PinnedSource(dataset.train, pixel_pass(dtype), CPU, runtime)
     config = LoaderConfig(batch_size=5, drop_last=False)
-    return Loader(dataset.train, config, source, "torch", arguments[1], dataset.manifest_sha256)
+    return Loader(
+        dataset.train,
+        config,
+        source,
+        "torch",
+        pixel_pass(dtype).normalization,
+        dataset.manifest_sha256,
+    )
 
 
 @every_dtype
@@ -185,14 +192,14 @@ def test_the_staged_path_works_for_few_steps(packed: PackedDataset, num_images: 
     expected = list(
         map(
             keep,
-            PinnedSource(packed.train, *source_arguments(torch.uint8)).batches(
+            PinnedSource(packed.train, pixel_pass(torch.uint8), CPU).batches(
                 *plan_train(packed, 33 - num_images)
             ),
         )
     )
 
     with LateRuntime() as runtime:
-        source = PinnedSource(packed.train, *source_arguments(torch.uint8), runtime)
+        source = PinnedSource(packed.train, pixel_pass(torch.uint8), CPU, runtime)
         batches = list(map(keep, source.batches(*plan_train(packed, 33 - num_images))))
 
     assert_same(batches, expected)
@@ -223,7 +230,7 @@ def test_leaving_the_staged_path_waits_for_its_copies_and_leaves_nothing_behind(
 def run_sanitized(dataset: PackedDataset, source_class: type[PinnedSource]) -> SanitizedRuntime:
     """Read an epoch of 7 steps, work on every batch, and leave the next one early."""
     with SanitizedRuntime() as runtime:
-        source = source_class(dataset.train, *source_arguments(torch.uint8), runtime)
+        source = source_class(dataset.train, pixel_pass(torch.uint8), CPU, runtime)
         source.kernel.write = runtime.host_write(source.kernel.write)  # type: ignore[method-assign]
         for batch in source.batches(*plan_train(dataset)):
             batch.images.sum()

@@ -89,6 +89,21 @@ class Normalization:
         return fill.astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class PixelPass:
+    """What images are as they are stored, and what a backend makes of them.
+
+    Attributes:
+        image_shape: (H, W, 3) of the stored images.
+        normalization: of their pixels.
+        dtype: of the batches; uint8 leaves out the normalization.
+    """
+
+    image_shape: tuple[int, int, int]
+    normalization: Normalization
+    dtype: torch.dtype
+
+
 def transform_images(
     stored: Tensor,
     rows: Tensor,

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from tinyvgg.errors import BackendUnavailable
-from tinyvgg.loading.batch import Batch, Normalization
+from tinyvgg.loading.batch import Batch, PixelPass
 from tinyvgg.loading.host_kernel import copy_inside
 from tinyvgg.loading.pinned import AcceleratorRuntime, DevicePlan
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
@@ -65,9 +65,7 @@ def define_pipeline(
     feed: Any,
     device: torch.device,
     batch_size: int,
-    image_shape: tuple[int, int, int],
-    normalization: Normalization,
-    dtype: torch.dtype,
+    pixel_pass: PixelPass,
     *,
     is_augmented: bool,
 ) -> Pipeline:
@@ -79,15 +77,14 @@ def define_pipeline(
             to 1, and its flip, int32 [b]. Without crop and flip only images, uint8 [b, H, W, 3].
         device: CUDA, with its number or without, or the CPU.
         batch_size: b, of this rank.
-        image_shape: (H, W, 3).
-        normalization: of the pixels.
-        dtype: of the images; uint8 leaves out the normalization.
+        pixel_pass: from stored images to those of a batch.
         is_augmented: whether to crop and flip.
 
     Returns:
         A pipeline that is not built yet. Its output: images [b, H, W, 3].
     """
-    height, width, _ = image_shape
+    height, width, _ = pixel_pass.image_shape
+    normalization, dtype = pixel_pass.normalization, pixel_pass.dtype
     pipeline = Pipeline(
         batch_size=batch_size,
         num_threads=torch.get_num_threads(),
@@ -128,8 +125,7 @@ class Feed:
 
     Args:
         split: mapped.
-        image_shape: (H, W, 3).
-        normalization: of the pixels; its mean color surrounds the images.
+        pixel_pass: from stored images to those of a batch; its mean color surrounds them.
         plan: says whether there is a margin, and the batch size.
         device: of the batches; memory is pinned for CUDA.
     """
@@ -137,8 +133,7 @@ class Feed:
     def __init__(
         self,
         split: Split,
-        image_shape: tuple[int, int, int],
-        normalization: Normalization,
+        pixel_pass: PixelPass,
         plan: EpochPlanner,
         device: torch.device,
     ) -> None:
@@ -146,9 +141,9 @@ class Feed:
         self.plan = plan
         self.margin = plan.crop_pixels if plan.augment else 0
         self.is_pinned = device.type == "cuda"
-        height, width, channels = image_shape
+        height, width, channels = pixel_pass.image_shape
         shape = (height + 2 * self.margin, width + 2 * self.margin, channels)
-        fill = torch.from_numpy(normalization.fill)
+        fill = torch.from_numpy(pixel_pass.normalization.fill)
         self.slots = [
             fill.expand(plan.local_batch_size, *shape).contiguous() for _ in range(NUM_SLOTS)
         ]
@@ -322,9 +317,7 @@ class DaliSource:
 
     Args:
         split: mapped.
-        image_shape: (H, W, 3).
-        normalization: of the pixels.
-        dtype: of the images.
+        pixel_pass: from stored images to those of a batch.
         device: of the batches, CUDA or CPU.
 
     Raises:
@@ -334,9 +327,7 @@ class DaliSource:
     def __init__(
         self,
         split: Split,
-        image_shape: tuple[int, int, int],
-        normalization: Normalization,
-        dtype: torch.dtype,
+        pixel_pass: PixelPass,
         device: torch.device,
     ) -> None:
         if device.type not in ("cpu", "cuda"):
@@ -344,9 +335,7 @@ class DaliSource:
                 f"backend 'dali' runs on CUDA and on the CPU, got {device}; use --backend torch"
             )
         self.split = split
-        self.image_shape = image_shape
-        self.normalization = normalization
-        self.dtype = dtype
+        self.pixel_pass = pixel_pass
         self.device = device
         self.pipeline: EndlessPipeline | None = None  # built for the first batch
         self.position: tuple[EpochPlanner, LoaderState] | None = None  # of its next outputs
@@ -361,8 +350,8 @@ class DaliSource:
                     here = state if step == 0 else state.after(planned, step - 1)
                     images = self._seek(plan, here, gatherer).take_images().permute(0, 3, 1, 2)
                     self.position = plan, state.after(planned, step)
-                    if self.dtype == torch.bfloat16:
-                        images = images.to(self.dtype)
+                    if self.pixel_pass.dtype == torch.bfloat16:
+                        images = images.to(self.pixel_pass.dtype)
                     tensors = device_plan.step(step)
                     num_valid = int(planned.num_valid[step])
                     yield Batch(images, tensors["labels"], tensors["ids"], num_valid)
@@ -378,16 +367,14 @@ class DaliSource:
             if position[1] != state:
                 self.pipeline.jump(state)
             return self.pipeline
-        feed = Feed(self.split, self.image_shape, self.normalization, plan, self.device)
+        feed = Feed(self.split, self.pixel_pass, plan, self.device)
         feed.gatherer = gatherer
         feed.start(state)
         self.pipeline = EndlessPipeline(
             feed,
             self.device,
             batch_size=plan.local_batch_size,
-            image_shape=self.image_shape,
-            normalization=self.normalization,
-            dtype=self.dtype,
+            pixel_pass=self.pixel_pass,
             is_augmented=plan.augment,
         )
         return self.pipeline

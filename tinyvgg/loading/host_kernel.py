@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyvgg.kernels import compile_kernel
-from tinyvgg.loading.batch import Batch, Normalization
+from tinyvgg.loading.batch import Batch, Normalization, PixelPass
 from tinyvgg.loading.plan import RankEpoch
 
 PAGE_BYTES = 4096
@@ -194,24 +194,17 @@ class HostKernel:
     """Writes batches of one size and type; safe from several threads, and without the GIL.
 
     Args:
-        image_shape: (H, W, 3) of the stored images.
-        normalization: of the split.
-        dtype: uint8, float32, bfloat16 or float16.
+        pixel_pass: from stored images to those of a batch.
     """
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        normalization: Normalization,
-        dtype: torch.dtype,
-    ) -> None:
-        self.image_shape = image_shape
-        self.dtype = dtype
+    def __init__(self, pixel_pass: PixelPass) -> None:
+        self.image_shape, self.dtype = pixel_pass.image_shape, pixel_pass.dtype
+        normalization = pixel_pass.normalization
         self.fill = normalization.fill
-        width = image_shape[1]
+        width = self.image_shape[1]
         self.scale_row = np.tile(normalization.scale, width)
         self.shift_row = np.tile(normalization.shift, width)
-        self.table = _half_table(normalization, dtype)
+        self.table = _half_table(normalization, self.dtype)
 
     def empty(self, num_images: int) -> Tensor:
         """Return an uninitialized output, `dtype` [n, H, W, 3]."""

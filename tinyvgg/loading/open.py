@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from tinyvgg.errors import BackendUnavailable, ShardError
-from tinyvgg.loading.batch import DTYPES, BatchSource, Normalization, channel_triple
+from tinyvgg.loading.batch import DTYPES, BatchSource, Normalization, PixelPass, channel_triple
 from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
@@ -75,6 +75,7 @@ def open_loader(
     )
     image = dataset.manifest.image
     image_shape = (image.height, image.width, image.channels)
+    pixel_pass = PixelPass(image_shape, normalization, dtype)
     backend: str = config.backend
     if backend == "auto":
         backend, reason = choose_backend(opened, image.num_bytes, target)
@@ -82,7 +83,7 @@ def open_loader(
     elif backend == "resident":
         _check_resident(opened, image.num_bytes, target)
     source_class = _find_source(backend)
-    source = source_class(opened, image_shape, normalization, dtype, target)
+    source = source_class(opened, pixel_pass, target)
     return Loader(opened, config, source, backend, normalization, dataset.manifest_sha256)
 
 

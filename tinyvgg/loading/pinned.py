@@ -16,7 +16,7 @@ into that copy's source again. What a stream, an event and pinned memory are com
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tinyvgg.compiling import compile_apart
-from tinyvgg.loading.batch import Batch, Normalization, transform_images
+from tinyvgg.loading.batch import Batch, PixelPass, transform_images
 from tinyvgg.loading.host_kernel import HostKernel, host_batches
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
 from tinyvgg.shards.store import Split
@@ -119,11 +119,10 @@ def compile_transform(
 class DevicePixels:
     """`transform_images` with its constants on the device, compiled on CUDA."""
 
-    def __init__(
-        self, normalization: Normalization, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.dtype = dtype
+    def __init__(self, pixel_pass: PixelPass, device: torch.device) -> None:
+        self.dtype = pixel_pass.dtype
         self.device = device
+        normalization = pixel_pass.normalization
         constants = (normalization.fill, normalization.scale, normalization.shift)
         self.constants = [torch.from_numpy(values).to(device) for values in constants]
 
@@ -141,9 +140,7 @@ class PinnedSource:
 
     Args:
         split: mapped.
-        image_shape: (H, W, 3).
-        normalization: of the pixels.
-        dtype: of the images.
+        pixel_pass: from stored images to those of a batch.
         device: of the batches.
         runtime: streams, events and memory of that device; not needed for a CPU.
     """
@@ -151,18 +148,16 @@ class PinnedSource:
     def __init__(
         self,
         split: Split,
-        image_shape: tuple[int, int, int],
-        normalization: Normalization,
-        dtype: torch.dtype,
+        pixel_pass: PixelPass,
         device: torch.device,
         runtime: Runtime | None = None,
     ) -> None:
         self.split = split
         is_host = device.type == "cpu" and runtime is None
-        self.kernel = HostKernel(image_shape, normalization, dtype if is_host else torch.uint8)
+        self.kernel = HostKernel(pixel_pass if is_host else replace(pixel_pass, dtype=torch.uint8))
         if not is_host:
             self.runtime = runtime or AcceleratorRuntime(device)
-            self.pixels = DevicePixels(normalization, dtype, device)
+            self.pixels = DevicePixels(pixel_pass, device)
         self.is_host = is_host
 
     def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:

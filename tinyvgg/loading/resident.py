@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tinyvgg.loading.batch import Batch, Normalization
+from tinyvgg.loading.batch import Batch, PixelPass
 from tinyvgg.loading.host_kernel import HostKernel, host_batches
 from tinyvgg.loading.pinned import AcceleratorRuntime, DevicePixels, DevicePlan
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
@@ -21,22 +21,18 @@ class ResidentSource:
 
     Args:
         split: mapped; copied to the device here.
-        image_shape: (H, W, 3).
-        normalization: of the pixels.
-        dtype: of the images.
+        pixel_pass: from stored images to those of a batch.
         device: of the batches.
     """
 
     def __init__(
         self,
         split: Split,
-        image_shape: tuple[int, int, int],
-        normalization: Normalization,
-        dtype: torch.dtype,
+        pixel_pass: PixelPass,
         device: torch.device,
     ) -> None:
         self.device = device
-        shape = (split.num_images, *image_shape)
+        shape = (split.num_images, *pixel_pass.image_shape)
         self.stored = torch.empty(shape, dtype=torch.uint8, device=device)
         first = 0
         for shard in split.shards:
@@ -44,9 +40,9 @@ class ResidentSource:
             self.stored[first:last] = torch.from_numpy(shard.images.copy())
             first = last
         if device.type == "cpu":
-            self.kernel = HostKernel(image_shape, normalization, dtype)
+            self.kernel = HostKernel(pixel_pass)
         else:
-            self.pixels = DevicePixels(normalization, dtype, device)
+            self.pixels = DevicePixels(pixel_pass, device)
 
     def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
         """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
