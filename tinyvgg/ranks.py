@@ -29,6 +29,9 @@ def joined_world(device: torch.device) -> Iterator[int]:
     All ranks leave together, and nothing that holds the group outlives it: gloo's threads abort
     a process that ends while a peer still talks, or that frees the group at interpreter exit.
 
+    Returns:
+        A context manager that gives the rank of this process, 0 where it is alone.
+
     Raises:
         RankError: another rank ended before this one, killed or with an error of its own.
     """

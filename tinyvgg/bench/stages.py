@@ -61,6 +61,9 @@ def bench_stages(
         dataset: to load and train on.
         device: to load and train on.
         window_sec: length of each of three windows, after one that is thrown away.
+
+    Returns:
+        An iterator over the rates; each is measured when it is asked for.
     """
     with tempfile.TemporaryDirectory() as scratch:
         yield _measure("pack", _pack_again(dataset, Path(scratch)), 0.0)

@@ -91,6 +91,9 @@ def evaluate_network(
         device: of the batches.
         pixels: shorter side that images are reduced to, as in training; None: as stored.
         advance: called with the number of images scored; may raise to end the pass.
+
+    Returns:
+        Loss, hits and confusion matrix over all ranks, the same on each; no tensor of the device.
     """
     was_training = network.training
     network.eval()

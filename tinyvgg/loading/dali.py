@@ -271,6 +271,9 @@ class EndlessPipeline:
     def take_images(self) -> Tensor:
         """Take one iteration's images [b, H, W, 3], and let another one begin.
 
+        Returns:
+            On the device; valid until the next call.
+
         Raises:
             BackendUnavailable: DALI stopped; nothing more will come of this pipeline.
         """

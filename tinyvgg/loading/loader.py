@@ -80,6 +80,9 @@ class Loader:
 
         It moves `state`; left early, it leaves no thread or process behind.
 
+        Returns:
+            An iterator; a batch is valid until the next one is asked for.
+
         Raises:
             ValueError: `epoch` is negative.
         """

@@ -171,6 +171,9 @@ def plan_rank_epoch(
         first: images of this epoch that were consumed before; the steps begin there.
         rank: of this process.
         world_size: number of processes.
+
+    Returns:
+        Rows, ids, labels, crops and flips of every step, [steps, b]; the caller's own.
     """
     num_images = len(labels)
     order = plan_order(seed, epoch, num_images) if shuffle else np.arange(num_images)

@@ -69,6 +69,9 @@ def find_listed_images(
         csv_list: the file and its columns.
         holdout: what to set aside for val; None where the file says which images are val.
 
+    Returns:
+        Paths of each class of both splits, relative to the tree.
+
     Raises:
         DatasetError: columns are missing, lines cannot be used, or there is no val split.
         OSError: the file must not be read.

@@ -77,6 +77,9 @@ def list_images(
         csv_list: a file that says the class of each image; else folders say it.
         written: resolved paths of what is being written meanwhile, which is no part of it.
 
+    Returns:
+        Class names, paths and labels of both splits, sorted; and the open tree they are read from.
+
     Raises:
         DatasetError: no known layout, a class without images, or annotations or a list that do
             not match the images.

@@ -28,6 +28,9 @@ def hold_out(
         by_class: paths of each class.
         holdout: the share and the seed.
         prefix: what all paths begin with and what does not count ("train/").
+
+    Returns:
+        Paths by split and class.
     """
     splits: dict[str, dict[str, list[str]]] = {"train": {}, "val": {}}
     for name, paths in by_class.items():

@@ -62,6 +62,9 @@ def find_images(source: str, tree: FileTree, holdout: Holdout | None) -> FoundIm
         tree: its folders and files.
         holdout: what to set aside for val; None where the source has a val split.
 
+    Returns:
+        Paths of each class of both splits, relative to what `tree` is left at.
+
     Raises:
         DatasetError: no known layout, or one that is not whole.
         OSError: a folder that must not be read.

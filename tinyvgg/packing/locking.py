@@ -29,6 +29,9 @@ def hold_lock(out: Path, command: str) -> Iterator[None]:
         out: what is written; its folder is made.
         command: that writes it, for the error.
 
+    Returns:
+        A context manager; the lock is free again at its end, and when the process dies.
+
     Raises:
         DatasetError: another process holds it.
         OSError: no file can be made there.

@@ -112,6 +112,9 @@ def pack_images(
         start_split: called with the name of a split and its number of images; returns what is
             then called, from several threads, with numbers of images done.
 
+    Returns:
+        The manifest that was written into OUT.
+
     Raises:
         DatasetError: the source or OUT cannot be used as they are; nothing is left behind.
         OSError: the disk cannot be written; nothing is left behind.

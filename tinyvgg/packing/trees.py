@@ -282,6 +282,9 @@ def open_tree(source: Path, written: Collection[Path] = ()) -> FileTree:
         source: its path.
         written: resolved paths of what is being written meanwhile; a folder is listed without.
 
+    Returns:
+        The tree; a zip stays open until it is closed.
+
     Raises:
         DatasetError: it is neither, or not there.
     """

@@ -155,6 +155,9 @@ def read_checkpoint(path: Path, kind: type[Kind], device: torch.device | str = "
         kind: what it must hold: `Checkpoint` or `ResumeCheckpoint`.
         device: where its tensors go.
 
+    Returns:
+        The checkpoint, every field checked; its tensors are its own, in memory on `device`.
+
     Raises:
         CheckpointError: missing, damaged, not one of ours, or a field is not what it must be.
     """

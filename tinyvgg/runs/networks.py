@@ -47,6 +47,9 @@ class TrainedNetwork:
 def read_network(path: Path, device: torch.device) -> TrainedNetwork:
     """Read the network of a checkpoint.
 
+    Returns:
+        The network in eval mode, on `device`; the file is no longer needed.
+
     Raises:
         CheckpointError: missing, damaged, not a checkpoint of a network, or of one that diverged.
     """
@@ -124,6 +127,9 @@ def score_network(
         config: which split, in what precision, through which backend.
         device: that the network is on.
         advance: called with the number of images scored.
+
+    Returns:
+        Loss, hits and confusion matrix over every image of the split, as Python and numpy values.
 
     Raises:
         BackendUnavailable: the backend that `config` names cannot run here.

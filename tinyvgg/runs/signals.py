@@ -64,7 +64,11 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Note signals instead of dying of them, for the length of a `with` block."""
+    """Note signals instead of dying of them, for the length of a `with` block.
+
+    Returns:
+        A context manager that gives what notes them; afterwards signals do what they did before.
+    """
     request = StopRequest()
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     before = {number: signal.signal(number, request.note) for number in numbers}

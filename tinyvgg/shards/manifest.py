@@ -211,6 +211,9 @@ def _hash_fields(manifest: Manifest) -> str:
 def parse_manifest(data: bytes, name: str) -> Manifest:
     """Read the bytes of a manifest; `name` is its path, for errors.
 
+    Returns:
+        The manifest, every field of it checked.
+
     Raises:
         ShardError: not JSON, another format version, any field that is missing, unknown, of
             another type or at odds with another one, or fields other than were sealed.

@@ -90,6 +90,9 @@ def write_shard(
             possibly shorter.
         labels: int64 [n].
 
+    Returns:
+        What the manifest says of it; both files are on disk.
+
     Raises:
         OSError: the disk is full or cannot be written.
     """
@@ -267,6 +270,10 @@ def open_dataset(folder: str | os.PathLike[str]) -> PackedDataset:
     Args:
         folder: what `tinyvgg pack` wrote.
 
+    Returns:
+        The data set. Shards are mapped when they are first read; arrays and addresses of them are
+        valid as long as the split is referenced. It pickles as its path.
+
     Raises:
         ShardError: a file is missing, or has another size, header or label than the manifest
             implies.
@@ -330,6 +337,9 @@ def _open_split(folder: Path, manifest: Manifest, manifest_sha256: str, name: st
 
 def open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
     """Map the images of a shard and read its labels.
+
+    Returns:
+        The shard; its arrays cannot be written.
 
     Raises:
         ShardError: a file is not what the manifest says, as far as `open_dataset` looks.
