@@ -184,6 +184,41 @@ def test_two_loaders_can_be_read_in_turn(packed: PackedDataset, backend: str) ->
 
 
 @every_backend
+def test_set_epoch_says_which_epoch_begins_next(packed: PackedDataset, backend: str) -> None:
+    loader, other = open_raw(packed, backend), open_raw(packed, backend)
+
+    for epoch in (0, 1, 3):
+        loader.set_epoch(epoch)
+        assert valid_ids(list(loader)) == valid_ids(list(other.epoch(epoch)))
+
+
+def test_set_epoch_keeps_a_state_that_was_loaded_for_this_epoch(packed: PackedDataset) -> None:
+    stopped, loader = open_raw(packed, "torch"), open_raw(packed, "torch")
+    list(islice(stopped.epoch(2), 3))
+    loader.load_state_dict(stopped.state_dict())
+
+    loader.set_epoch(2)
+
+    assert valid_ids(list(loader)) == valid_ids(list(stopped.epoch(2)))[15:]
+
+
+@every_backend
+def test_a_closed_loader_gives_no_more_batches(packed: PackedDataset, backend: str) -> None:
+    with open_raw(packed, backend) as loader:
+        assert len(list(loader)) == len(loader)
+
+    with pytest.raises(ValueError, match="loader is closed; open another one"):
+        next(iter(loader))
+
+
+def test_the_dataset_of_a_loader_is_its_split(packed: PackedDataset) -> None:
+    loader = open_raw(packed, "torch", split="val")
+
+    assert loader.dataset is packed.val
+    assert len(loader.dataset) == 7
+
+
+@every_backend
 def test_epoch_must_not_be_negative(packed: PackedDataset, backend: str) -> None:
     loader = open_raw(packed, backend)
 

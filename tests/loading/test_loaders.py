@@ -182,6 +182,43 @@ def test_a_batch_stays_whole_until_the_next_is_asked_for(
         assert_same([batch], [kept])
 
 
+@every_backend
+@every_dtype
+def test_a_kept_batch_never_changes(
+    packed: PackedDataset, backend: str, dtype: torch.dtype
+) -> None:
+    config = LoaderConfig(backend=backend, batch_size=2, drop_last=False)
+    with open_loader(packed, "train", config, dtype=dtype) as loader:
+        kept = [batch for epoch in range(2) for batch in loader.epoch(epoch)]
+        copies = [keep(batch) for epoch in range(2) for batch in loader.epoch(epoch)]
+
+    assert_same(kept, copies)
+
+
+@every_backend
+def test_a_view_of_a_batch_keeps_its_pixels(packed: PackedDataset, backend: str) -> None:
+    with open_raw(packed, backend, batch_size=2) as loader:
+        views = [batch.images[1:, 0] for batch in loader.epoch(0)]
+        expected = [batch.images[1:, 0].clone() for batch in loader.epoch(0)]
+
+    assert all(torch.equal(view, other) for view, other in zip(views, expected, strict=True))
+
+
+@every_backend
+def test_reused_buffers_hold_the_same_batches(packed: PackedDataset, backend: str) -> None:
+    plain, reusing = (
+        open_raw(packed, backend, augment=True, reuse_buffers=reuse) for reuse in (False, True)
+    )
+
+    assert_same(read_epochs(reusing, range(2)), list(chain(plain.epoch(0), plain.epoch(1))))
+
+
+@every_backend
+def test_a_batch_is_unpacked_into_images_and_labels(packed: PackedDataset, backend: str) -> None:
+    for images, labels in open_raw(packed, backend):
+        assert [id_ % 3 for id_ in pixel_ids(images)] == labels.tolist()
+
+
 # backends against each other
 
 

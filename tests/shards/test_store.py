@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from tests.shards.damage import PackArrays, edit_manifest, make_images, swap
 from tinyvgg import shards
@@ -140,6 +142,33 @@ def test_rows_are_read_in_any_order_and_more_than_once(packed: PackedDataset) ->
     assert images[:, 0, 0, 0].tolist() == rows.tolist()
     images[:] = 0
     assert packed.train.read_images(rows)[:, 0, 0, 0].tolist() == rows.tolist()
+
+
+def test_a_split_is_a_map_style_dataset(packed: PackedDataset) -> None:
+    split = packed.train
+
+    assert len(split) == 33
+    for row in (0, 9, 10, 32, -1, -33):
+        image, label = split[row]
+        assert np.array_equal(image, split.read_images(np.array([row % 33]))[0])
+        assert label == split.labels[row]
+    image, _ = split[3]
+    image[:] = 0  # a copy, so the mapping cannot be written through it
+    assert split[3][0].any()
+    for row in (33, -34):
+        with pytest.raises(IndexError, match=f"row must be under 33, got {row}"):
+            split[row]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_torch_reads_a_split_through_its_own_data_loader(
+    packed: PackedDataset, num_workers: int
+) -> None:
+    batches = list(DataLoader(packed.train, batch_size=8, num_workers=num_workers))
+
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert np.array_equal(images.numpy(), packed.train.read_images(np.arange(33)))
+    assert np.array_equal(labels.numpy(), packed.train.labels)
 
 
 def test_row_addresses_lead_to_the_pixels(packed: PackedDataset) -> None:

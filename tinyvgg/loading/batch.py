@@ -29,7 +29,10 @@ DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images on one rank. Valid until the next one is asked for; clone what you keep.
+    """One step's images on one rank; also `images, labels = batch`.
+
+    It stays as it is for as long as it is kept, or a tensor of it, or a view of one; under
+    `LoaderConfig.reuse_buffers` it is valid until the next one is asked for.
 
     Attributes:
         images: [b, 3, H, W] with channels-last strides. float32, bfloat16 or float16: cropped,
@@ -44,12 +47,19 @@ class Batch:
     ids: Tensor
     num_valid: int
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """Give images and labels, as a batch of torch's DataLoader is unpacked."""
+        return iter((self.images, self.labels))
+
 
 class BatchSource(Protocol):
     """A backend: turns the plan of an epoch into batches, one a step, in order."""
 
     def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
-        """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
+        """Yield one batch for every step of `plan(state)`, the rest of an epoch.
+
+        A kept batch stays as it is, if the source was not told that buffers may be used again.
+        """
 
 
 def channel_triple(values: Iterable[float]) -> tuple[float, float, float]:
@@ -97,11 +107,13 @@ class PixelPass:
         image_shape: (H, W, 3) of the stored images.
         normalization: of their pixels.
         dtype: of the batches; uint8 leaves out the normalization.
+        reuse_buffers: whether a batch is valid only until the next one is asked for.
     """
 
     image_shape: tuple[int, int, int]
     normalization: Normalization
     dtype: torch.dtype
+    reuse_buffers: bool = False
 
 
 def transform_images(

@@ -37,6 +37,9 @@ class LoaderConfig:
     std: Iterable[float] | None = None
     """Standard deviation per channel on that scale, instead of the train split's; a tuple, too."""
 
+    reuse_buffers: bool = False
+    """Whether a batch is valid only until the next one is asked for; else it stays as it is."""
+
     def __post_init__(self) -> None:
         """Refuse what no loader can do."""
         if self.backend not in BACKENDS:

@@ -353,8 +353,10 @@ class DaliSource:
                     here = state if step == 0 else state.after(planned, step - 1)
                     images = self._seek(plan, here, gatherer).take_images().permute(0, 3, 1, 2)
                     self.position = plan, state.after(planned, step)
-                    if self.pixel_pass.dtype == torch.bfloat16:
+                    if images.dtype != self.pixel_pass.dtype:  # bfloat16
                         images = images.to(self.pixel_pass.dtype)
+                    elif not self.pixel_pass.reuse_buffers:  # DALI writes there again
+                        images = images.clone()
                     tensors = device_plan.step(step)
                     num_valid = int(planned.num_valid[step])
                     yield Batch(images, tensors["labels"], tensors["ids"], num_valid)

@@ -1,7 +1,7 @@
 """The pixel pass of a CPU device: gather, crop, flip and normalize, row by row, in one go.
 
 From: `pinned` and `resident`, which know the memory address of every image.
-To:   a reused output buffer that becomes `Batch.images`, or the pinned staging of a CUDA copy.
+To:   a buffer that becomes `Batch.images`, or the pinned staging of a CUDA copy.
 
 Compiled by numba, without the GIL, one batch a thread: an image row of 192
 bytes is cropped and flipped in the L1 cache and leaves it normalized, so memory is read once
@@ -9,9 +9,10 @@ and written once. numba has no half types: bfloat16 is rounded by integer arithm
 bits, float16 is looked up in a table of 256 values a channel, made by torch.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from tinyvgg.kernels import compile_kernel
 from tinyvgg.loading.batch import Batch, Normalization, PixelPass
+from tinyvgg.loading.buffers import BufferPool
 from tinyvgg.loading.plan import RankEpoch
 
 PAGE_BYTES = 4096
@@ -273,37 +275,50 @@ def host_batches(
     """
     num_threads, num_steps = torch.get_num_threads(), len(epoch)
     local = epoch.rows.shape[1]
-    per_task = max(1, TASK_BYTES // kernel.empty(local).nbytes)
+    shape = (local, *kernel.image_shape)
+    per_task = max(1, TASK_BYTES // (math.prod(shape) * kernel.dtype.itemsize))
     starts = range(0, num_steps, per_task)
     tasks = [range(first, min(first + per_task, num_steps)) for first in starts]
     num_ahead = num_threads + 1
-    buffers = [kernel.empty(local) for _ in range(min(num_ahead * per_task, num_steps))]
+    # two more: the batch that the loop has, and the one it had, until it has the next
+    pool = BufferPool(shape, kernel.dtype, min(num_ahead * per_task, num_steps) + 2)
     labels, ids = torch.from_numpy(epoch.labels), torch.from_numpy(epoch.ids)
     planned_addresses = addresses[epoch.rows]
 
-    def prepare(task: range) -> None:
-        for step in task:
+    def prepare(task: range, buffers: list[Tensor]) -> deque[Tensor]:
+        for step, buffer in zip(task, buffers, strict=True):
             kernel.write(
                 planned_addresses[step],
                 epoch.dy[step],
                 epoch.dx[step],
                 epoch.flip[step],
-                buffers[step % len(buffers)],
+                buffer,
                 is_augmented=epoch.is_augmented,
             )
+        return deque(buffers)
 
-    pool = ThreadPoolExecutor(num_threads, "tinyvgg-host-kernel")
+    threads = ThreadPoolExecutor(num_threads, "tinyvgg-host-kernel")
+    prepared: deque[Future[deque[Tensor]]] = deque()
+
+    def begin(task: range) -> None:
+        prepared.append(threads.submit(prepare, task, [pool.take() for _ in task]))
+
     try:
-        prepared = deque(pool.submit(prepare, task) for task in tasks[:num_ahead])
+        for task in tasks[:num_ahead]:
+            begin(task)
         for number, task in enumerate(tasks):
-            prepared.popleft().result()
-            for step in task:
-                images = buffers[step % len(buffers)].permute(0, 3, 1, 2)
-                yield Batch(images, labels[step], ids[step], int(epoch.num_valid[step]))
-            if number + num_ahead < len(tasks):  # its buffers are free: the next one was asked for
-                prepared.append(pool.submit(prepare, tasks[number + num_ahead]))
+            images = prepared.popleft().result()
+            for step in task:  # nothing here holds what was yielded
+                yield Batch(
+                    images.popleft().permute(0, 3, 1, 2),
+                    labels[step],
+                    ids[step],
+                    int(epoch.num_valid[step]),
+                )
+            if number + num_ahead < len(tasks):
+                begin(tasks[number + num_ahead])
     finally:
-        pool.shutdown(cancel_futures=True)
+        threads.shutdown(cancel_futures=True)
 
 
 def _half_table(normalization: Normalization, dtype: torch.dtype) -> NDArray[np.uint16]:

@@ -19,10 +19,11 @@ from tinyvgg.shards.store import Split
 class Loader:
     """Follows the plan of a split through one backend; what `open_loader` returns.
 
-    A batch is valid until the next one is asked for: backends reuse their buffers.
+    To be used as torch's DataLoader is: `for images, labels in loader`, `len(loader)`,
+    `loader.dataset`; `with` closes it.
 
     Attributes:
-        split: that it reads.
+        dataset: the split that it reads.
         batch_size: images of a step, over all ranks.
         backend: "torch", "resident" or "dali".
         rank, world_size: of this process.
@@ -40,8 +41,8 @@ class Loader:
         manifest_sha256: str,
     ) -> None:
         is_train = split.name == "train"
-        self.split = split
-        self.source = source
+        self.dataset = split
+        self.source: BatchSource | None = source
         self.backend = backend
         self.batch_size = config.batch_size
         self.rank, self.world_size = find_rank()
@@ -81,7 +82,8 @@ class Loader:
         It moves `state`; left early, it leaves no thread or process behind.
 
         Returns:
-            An iterator; a batch is valid until the next one is asked for.
+            An iterator; a batch stays as it is, but under `reuse_buffers` only until the next one
+            is asked for.
 
         Raises:
             ValueError: `epoch` is negative.
@@ -90,6 +92,31 @@ class Loader:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
         self.state, self.is_resumed = replace(self.state, epoch=epoch), False
         return iter(self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `iter` begin this epoch, as that of torch's DistributedSampler does.
+
+        Where the loader stands inside that epoch, by `load_state_dict`, it goes on there.
+
+        Raises:
+            ValueError: `epoch` is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
+        if epoch != self.state.epoch:
+            self.state, self.is_resumed = replace(self.state, epoch=epoch), False
+
+    def close(self) -> None:
+        """Let go of the backend's memory and threads; the loader gives no more batches."""
+        self.source = None
+
+    def __enter__(self) -> "Loader":
+        """Return the loader itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        self.close()
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin the current epoch, or after `load_state_dict` go on inside it; then the next."""
@@ -104,6 +131,8 @@ class Loader:
         if len(planned) == 0:  # resumed with a larger batch than what was left
             yield from self._follow(state.next_epoch())
             return
+        if self.source is None:
+            raise ValueError("loader is closed; open another one")
         for step, batch in enumerate(self.source.batches(self.plan, state)):
             self.state = state.after(planned, step)
             yield batch
@@ -127,6 +156,6 @@ class Loader:
                 f"loader state is of data set {loaded.manifest_sha256[:12]}…, this one is "
                 f"{self.state.manifest_sha256[:12]}…; open the data set it was saved with"
             )
-        if not 0 <= loaded.images_consumed <= self.split.num_images or loaded.epoch < 0:
+        if not 0 <= loaded.images_consumed <= self.dataset.num_images or loaded.epoch < 0:
             raise ValueError(f"loader state is out of range: {state}")
         self.state, self.is_resumed = loaded, True

@@ -79,7 +79,7 @@ def open_loader(
     )
     image = dataset.manifest.image
     image_shape = (image.height, image.width, image.channels)
-    pixel_pass = PixelPass(image_shape, normalization, dtype)
+    pixel_pass = PixelPass(image_shape, normalization, dtype, config.reuse_buffers)
     backend: str = config.backend
     if backend == "auto":
         backend, reason = choose_backend(opened, image.num_bytes, target)

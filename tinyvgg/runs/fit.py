@@ -268,6 +268,7 @@ def open_val_loader(trainer: Trainer) -> Loader:
         batch_size=max(1, batch_size // world_size) * world_size,
         mean=trainer.loader.normalization.mean,
         std=trainer.loader.normalization.std,
+        reuse_buffers=True,
     )
     return open_loader(
         trainer.dataset, "val", config, device=trainer.device, dtype=trainer.image_dtype

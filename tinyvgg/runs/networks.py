@@ -144,6 +144,7 @@ def score_network(
         drop_last=False,
         mean=trained.mean,
         std=trained.std,
+        reuse_buffers=True,
     )
     loader = open_loader(dataset, config.split, loader_config, device=device, dtype=AMP_DTYPES[amp])
     return evaluate_network(

@@ -21,13 +21,14 @@ already has channels-last strides, so the first convolution takes it without a c
 import hashlib
 import io
 import math
+import operator
 import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,6 +158,8 @@ class Shard:
 class Split:
     """One split of an opened dataset. Pickled, copied or sent to a process it is opened again.
 
+    It is a map-style dataset, too: `len(split)`, `split[i]`, torch's `DataLoader(split)`.
+
     Attributes:
         folder: of the dataset.
         manifest_sha256: of the manifest's bytes.
@@ -196,6 +199,25 @@ class Split:
             for shard in self.shards
         ]
         return np.concatenate(addresses) if addresses else np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        """Return the images in the split."""
+        return self.num_images
+
+    def __getitem__(self, row: SupportsIndex) -> tuple[NDArray[np.uint8], int]:
+        """Return a copy of an image, uint8 [H, W, 3], RGB, as stored, and its label.
+
+        Args:
+            row: of the split; negative ones count from its end.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        index = operator.index(row)
+        if not -self.num_images <= index < self.num_images:
+            raise IndexError(f"row must be under {self.num_images:,}, got {index:,}")
+        shard, row_in_shard = divmod(index % self.num_images, self.shard_size)
+        return self.shards[shard].images[row_in_shard].copy(), int(self.labels[index])
 
     def read_images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return copies of the given rows, uint8 [len(rows), H, W, 3]; the obvious slow way."""

@@ -445,6 +445,7 @@ def build_trainer(
         flip=recipe.flip,
         mean=REFERENCE_MEAN if is_reference else None,
         std=REFERENCE_STD if is_reference else None,
+        reuse_buffers=True,
     )
     dtype = AMP_DTYPES[amp]
     loader = open_loader(dataset, "train", loader_config, device=device, dtype=dtype)
