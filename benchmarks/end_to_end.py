@@ -21,9 +21,10 @@ from tinyvgg.bench.windows import Work
 from tinyvgg.options import Amp
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.amp import choose_amp
+from tinyvgg.training.build import build_trainer
 from tinyvgg.training.config import Recipe
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
-from tinyvgg.training.trainer import Trainer, build_trainer
+from tinyvgg.training.trainer import Trainer
 
 STEP = "its step alone"
 STEPS = 2  # of the loop in one unit of work

@@ -20,10 +20,10 @@ from tinyvgg.loading.batch import Batch
 from tinyvgg.model.summary import train_flop
 from tinyvgg.model.vgg import STAGE_CHANNELS, VGG_Net
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
+from tinyvgg.training.build import build_model
 from tinyvgg.training.config import CPU_STEPS, Recipe
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 from tinyvgg.training.step import Meter, TrainStep, build_optimizer
-from tinyvgg.training.trainer import build_model
 
 NUM_CLASSES = 100
 BATCH_NORM = "tinyvgg step, recipe fast-bn"

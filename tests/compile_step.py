@@ -42,10 +42,10 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp  # noqa: E402
 
 from tinyvgg.loading.batch import transform_images  # noqa: E402
 from tinyvgg.model.dropout import Dropout  # noqa: E402
+from tinyvgg.training.build import build_model  # noqa: E402
 from tinyvgg.training.config import Recipe  # noqa: E402
 from tinyvgg.training.muon import update_convolutions  # noqa: E402
 from tinyvgg.training.step import BatchLoss  # noqa: E402
-from tinyvgg.training.trainer import build_model  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
 BATCH = 64

@@ -26,10 +26,11 @@ from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import resize_images
 from tinyvgg.loading.loader import Loader
 from tinyvgg.runs.config import RunOptions
-from tinyvgg.runs.fit import fit, open_run
+from tinyvgg.runs.fit import open_run, train_run
 from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.build import build_trainer
 from tinyvgg.training.config import Recipe
-from tinyvgg.training.trainer import Trainer, build_trainer
+from tinyvgg.training.trainer import Trainer
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
@@ -226,10 +227,10 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_losses_of_one_that_was
     whole = run_to_end(start_training(bright, epochs=2))
     recipe, out = make_recipe(epochs=2), tmp_path / "run"
     stopped = open_run(recipe, bright, DEVICE, out, RunOptions(limit_steps=6))
-    fit(stopped)
+    train_run(stopped)
 
     resumed = open_run(recipe, bright, DEVICE, out, RunOptions(resume=True))
-    fit(resumed)
+    train_run(resumed)
 
     assert stopped.trainer.step == 6
     losses = [record.train_loss for record in resumed.history]

@@ -39,7 +39,7 @@ ALLOWED = {
     "errors": set(),
     "endings": {"errors"},
     "durable": {"errors"},
-    "": set(),
+    "": {"errors", "inference", "loading", "model", "runs", "shards", "training"},  # lazily
     "options": set(),
     "regular": set(),
 }

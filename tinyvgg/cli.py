@@ -135,7 +135,7 @@ def run_train(argv: Sequence[str]) -> int:
     from tinyvgg.ranks import joined_world
     from tinyvgg.reporting.console import line_printer, print_json
     from tinyvgg.reporting.run_lines import following
-    from tinyvgg.runs.fit import fit, open_run
+    from tinyvgg.runs.fit import open_run, train_run
     from tinyvgg.runs.folder import RunFolder
     from tinyvgg.runs.signals import stop_request
     from tinyvgg.shards.store import open_dataset
@@ -157,7 +157,7 @@ def run_train(argv: Sequence[str]) -> int:
             stack.enter_context(RunFolder(flags.out).writing())
         run = open_run(recipe, dataset, device, flags.out, options, is_main=rank == 0)
         with following(run, output) as callback:
-            fit(run, stop, callback)
+            train_run(run, stop, callback)
         if rank == 0 and not run.is_finished:
             show = line_printer(is_json=output.json)
             show(f"{flags.out}: stopped at step {run.trainer.step:,}; --resume goes on")
@@ -173,20 +173,30 @@ def run_evaluate(argv: Sequence[str]) -> int:
 
     config = parse_config(EvaluateConfig, "evaluate", argv)
 
+    from tinyvgg.inference.evaluate import evaluate
+    from tinyvgg.inference.trained import check_classes
     from tinyvgg.reporting.console import print_error, print_json
     from tinyvgg.reporting.progress import progress_bars
     from tinyvgg.reporting.scores import draw_confusion, find_fault, print_evaluation
-    from tinyvgg.runs.networks import check_classes, read_network, score_network
+    from tinyvgg.runs.networks import load
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device
 
     device = find_device(config.device)
-    trained = read_network(config.checkpoint, device)
+    trained = load(config.checkpoint, device=device)
     dataset = open_dataset(config.packed)
     check_classes(trained, dataset)
     with progress_bars() as open_bar:
         advance = open_bar("evaluate", dataset.split(config.split).num_images)
-        evaluation = score_network(trained, dataset, config, device, advance)
+        evaluation = evaluate(
+            trained,
+            dataset,
+            split=config.split,
+            backend=config.backend,
+            batch_size=config.batch_size,
+            amp=config.amp,
+            advance=advance,
+        )
     if config.json:
         print_json(evaluation.describe(dataset.class_names))
     else:

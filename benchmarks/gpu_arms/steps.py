@@ -33,10 +33,12 @@ from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Batch
 from tinyvgg.loading.loader import Loader
 from tinyvgg.model.summary import train_flop
+from tinyvgg.model.vgg import compute_logits
 from tinyvgg.shards import open_dataset
+from tinyvgg.training.build import build_trainer
 from tinyvgg.training.config import RECIPES, Recipe
 from tinyvgg.training.step import build_optimizer
-from tinyvgg.training.trainer import Trainer, build_trainer
+from tinyvgg.training.trainer import Trainer
 
 LEARNING_RATE = 1e-4  # of the step alone, which sees one batch again and again
 LEARNING_RATES = {"muon": 0.02, "sgd": 0.05}  # of the loop at its peak, far beyond what is run
@@ -180,7 +182,7 @@ def count_done_flop(trainer: Trainer, arch: str, pixels: int) -> float:
         model = trainer.model
         images = torch.zeros(2, pixels, pixels, 3, device=trainer.device).permute(0, 3, 1, 2)
         with FlopCounterMode(display=False) as counter:
-            loss = model.compute_logits(images).sum()
+            loss = compute_logits(model, images).sum()
             torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         _done_flop[arch, pixels] = counter.get_total_flops() / len(images)
     return _done_flop[arch, pixels]

@@ -15,7 +15,7 @@ from tinyvgg.errors import CheckpointError, DivergedError, ShardError
 from tinyvgg.model.summary import train_flop
 from tinyvgg.runs.checkpoint import EpochRecord
 from tinyvgg.runs.config import RunOptions
-from tinyvgg.runs.fit import Run, Silence, fit, open_run
+from tinyvgg.runs.fit import Run, Silence, open_run, train_run
 from tinyvgg.runs.settings import read_settings
 from tinyvgg.runs.signals import StopRequest, stop_request
 from tinyvgg.shards.store import PackedDataset
@@ -77,7 +77,7 @@ class Told(Silence):
 def run_training(setup: Setup, dataset: PackedDataset) -> tuple[Run, list[StepReport]]:
     """Train a run to its end or limit; return it, and what its steps reported."""
     run, told = setup.open(dataset), Told()
-    fit(run, callback=told)
+    train_run(run, callback=told)
     return run, told.reports
 
 
@@ -157,7 +157,7 @@ def test_a_run_that_is_gone_on_with_in_one_process_ends_with_the_same_weights(
 
     for limit_steps in (3, None):
         run.options = replace(run.options, limit_steps=limit_steps)
-        fit(run)
+        train_run(run)
 
     assert run.trainer.step == whole.trainer.step == 5
     for name, weights in whole.trainer.model.state_dict().items():
@@ -186,7 +186,7 @@ def train_until(setup: Setup, dataset: PackedDataset, signal_at: tuple[int, int]
             if run.trainer.step == signal_at[0]:
                 os.kill(os.getpid(), signal_at[1])
 
-        fit(run, stop, Told(send))
+        train_run(run, stop, Told(send))
     return run
 
 
@@ -287,7 +287,7 @@ def test_a_checkpoint_is_written_within_an_epoch_after_checkpoint_minutes(
         if report.epoch == 0 and (setup.out / "last.pt").exists():
             written.append(torch.load(setup.out / "last.pt", weights_only=True)["step"])
 
-    fit(setup.open(color_dataset), callback=Told(look))
+    train_run(setup.open(color_dataset), callback=Told(look))
 
     assert written == [1, 2, 3, 4]
 
@@ -339,7 +339,7 @@ def test_nothing_compiles_after_the_first_epoch_though_images_grow(
     counts = torch._dynamo.utils.counters["stats"]
     num_graphs = []
 
-    fit(run, callback=Told(lambda report: num_graphs.append(counts["unique_graphs"])))
+    train_run(run, callback=Told(lambda report: num_graphs.append(counts["unique_graphs"])))
 
     assert num_graphs == [2] * 6  # one a size, both before the first step
 
@@ -417,7 +417,7 @@ def test_a_timed_checkpoint_after_the_last_step_does_not_lose_the_epoch(
     whole = run_training(make_setup("whole", **fields), color_dataset)[0]
     setup = make_setup("killed", **fields)
     with pytest.raises(SystemExit):
-        fit(setup.open(color_dataset), KilledInEvaluation())
+        train_run(setup.open(color_dataset), KilledInEvaluation())
 
     resumed = run_training(setup.changed(resume=True), color_dataset)[0]
 
@@ -435,7 +435,7 @@ def test_weights_that_are_no_numbers_are_not_saved_even_if_the_loss_is_one(
             run.trainer.model.conv[0].weight[0, 0, 0, 0] = -float("nan")
 
     with pytest.raises(DivergedError, match="a weight that is infinite or NaN, the run has"):
-        fit(run, callback=Told(spoil))
+        train_run(run, callback=Told(spoil))
 
 
 def test_resume_takes_the_settings_of_the_run(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tinyvgg.errors import CheckpointError
+from tinyvgg.inference.trained import check_classes
 from tinyvgg.model.vgg import VGG_Net
-from tinyvgg.runs.networks import check_classes, read_network
+from tinyvgg.runs.networks import load
 from tinyvgg.shards.store import PackedDataset
 
 CPU = torch.device("cpu")
@@ -27,25 +28,26 @@ def write_network(path: Path, names: list[str], **changes: Any) -> VGG_Net:
 def test_a_network_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
     model = write_network(tmp_path / "best.pt", ["a", "b"])
 
-    trained = read_network(tmp_path / "best.pt", CPU)
+    trained = load(tmp_path / "best.pt", device=CPU)
 
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(trained.model(images)[0], model.eval()(images)[0])
-    assert (trained.mean, trained.std) == ((0.5,) * 3, (0.25,) * 3)
+    preprocessing = trained.preprocessing
+    assert (preprocessing.mean, preprocessing.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
 def test_another_number_of_classes_is_refused(tmp_path: Path, packed: PackedDataset) -> None:
     write_network(tmp_path / "best.pt", ["a", "b"])
 
     with pytest.raises(CheckpointError, match="3 classes, checkpoint was trained on 2"):
-        check_classes(read_network(tmp_path / "best.pt", CPU), packed)
+        check_classes(load(tmp_path / "best.pt", device=CPU), packed)
 
 
 def test_other_class_names_are_refused(tmp_path: Path, packed: PackedDataset) -> None:
     write_network(tmp_path / "best.pt", ["class000", "x", "class002"])
 
     with pytest.raises(CheckpointError, match="class 1 is 'class001' in the manifest, 'x'"):
-        check_classes(read_network(tmp_path / "best.pt", CPU), packed)
+        check_classes(load(tmp_path / "best.pt", device=CPU), packed)
 
 
 def test_a_checkpoint_without_a_network_is_refused(tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_a_checkpoint_without_a_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"odd\.pt: holds no network \(arch: Field required\)"
     ):
-        read_network(tmp_path / "odd.pt", CPU)
+        load(tmp_path / "odd.pt", device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_a_field_that_no_training_wrote_is_named_in_one_line(
     write_network(tmp_path / "best.pt", ["a", "b"], **fields)
 
     with pytest.raises(CheckpointError, match=rf"best\.pt: .*{message}") as refused:
-        read_network(tmp_path / "best.pt", CPU)
+        load(tmp_path / "best.pt", device=CPU)
     assert len(str(refused.value)) < 300
 
 
@@ -107,4 +109,4 @@ def test_a_weight_that_is_none_is_named(
     write_network(tmp_path / "best.pt", ["a", "b"], model={**weights, name: change(weights[name])})
 
     with pytest.raises(CheckpointError, match=rf"best\.pt: .*{name}.*{message}"):
-        read_network(tmp_path / "best.pt", CPU)
+        load(tmp_path / "best.pt", device=CPU)

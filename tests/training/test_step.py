@@ -9,6 +9,7 @@ from torch import nn
 from tests.closeness import relative_error
 from tinyvgg.loading.batch import Batch, resize_images, scaled_size
 from tinyvgg.model.vgg import VGG_Net
+from tinyvgg.training.build import build_model
 from tinyvgg.training.config import Recipe
 from tinyvgg.training.step import (
     Meter,
@@ -17,7 +18,6 @@ from tinyvgg.training.step import (
     learning_rate_at,
     pixels_at,
 )
-from tinyvgg.training.trainer import build_model
 
 CPU = torch.device("cpu")
 

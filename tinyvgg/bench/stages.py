@@ -28,8 +28,9 @@ from tinyvgg.options import BACKENDS, Backend
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
 from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.build import build_trainer
 from tinyvgg.training.config import Recipe
-from tinyvgg.training.trainer import Trainer, build_trainer
+from tinyvgg.training.trainer import Trainer
 
 logger = logging.getLogger("tinyvgg")
 

@@ -1,6 +1,6 @@
 """Evaluate: a network and a split to accuracy, loss and a confusion matrix, every image once.
 
-From: `training` or `runs.networks` (a network) and `loading`.
+From: `runs` or a notebook (a network) and `loading`.
 To:   the command line, and `reporting`.
 
 K classes. Padding rows, whose label is -100, count nowhere, and sums are divided by the global
@@ -9,7 +9,8 @@ read from the device before the end, so the host runs ahead of it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,15 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tinyvgg.inference.trained import TrainedNetwork, check_classes, find_preprocessing
 from tinyvgg.loading.batch import resize_images
+from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.loader import Loader
-from tinyvgg.model.vgg import Network
-from tinyvgg.ranks import is_distributed
+from tinyvgg.loading.open import open_loader
+from tinyvgg.model.vgg import compute_logits
+from tinyvgg.options import Amp, Backend
+from tinyvgg.ranks import find_rank, is_distributed
+from tinyvgg.shards.store import PackedDataset, open_dataset
 from tinyvgg.training.amp import AMP_DTYPES
 
 
@@ -70,9 +76,42 @@ class Evaluation:
         }
 
 
+def open_scored(
+    dataset: PackedDataset,
+    split: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    mean: Iterable[float] | None,
+    std: Iterable[float] | None,
+    backend: Backend,
+    batch_size: int | None = None,
+) -> Loader:
+    """Return a loader of every image of a split once, in order, neither cropped nor flipped.
+
+    Arguments are those of `open_loader` and `LoaderConfig`; a `batch_size` of None means 1,024
+    images, which fill a GPU, or 256, which fit a CPU's cache.
+    """
+    if batch_size is None:
+        _, world_size = find_rank()
+        batch_size = 256 if device.type == "cpu" else 1024
+        batch_size = max(1, batch_size // world_size) * world_size
+    config = LoaderConfig(
+        backend=backend,
+        batch_size=batch_size,
+        shuffle=False,
+        augment=False,
+        drop_last=False,
+        mean=mean,
+        std=std,
+        reuse_buffers=True,
+    )
+    return open_loader(dataset, split, config, device=device, dtype=dtype)
+
+
 @torch.no_grad()
 def evaluate_network(
-    network: Network,
+    network: nn.Module,
     loader: Loader,
     num_classes: int,
     *,
@@ -84,7 +123,8 @@ def evaluate_network(
     """Score a network on one pass of a loader, on all ranks together.
 
     Args:
-        network: gives logits [B, K]; put into eval mode, and back.
+        network: gives logits [B, K], or a tuple that begins with them; put into eval mode, and
+            back.
         loader: not shuffled or shuffled, with padding or without: every image counts once.
         num_classes: K.
         amp: "off", "bf16" or "fp16".
@@ -94,6 +134,9 @@ def evaluate_network(
 
     Returns:
         Loss, hits and confusion matrix over all ranks, the same on each; no tensor of the device.
+
+    Raises:
+        ValueError: the network gives another number of logits.
     """
     was_training = network.training
     network.eval()
@@ -102,18 +145,24 @@ def evaluate_network(
     confusion = torch.zeros(num_bins, dtype=torch.int64, device=device)
     top5_hits = torch.zeros((), dtype=torch.int64, device=device)
     losses: list[Tensor] = []
-    for batch in loader.epoch(0):
-        images = batch.images if pixels is None else resize_images(batch.images, pixels)
-        with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-            logits = network.compute_logits(images)
-        logits, labels = logits.float(), batch.labels
-        losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))  # padding's: 0
-        best = logits.topk(min(5, num_classes), dim=1).indices
-        top5_hits += (best == labels[:, None]).sum()
-        pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
-        confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
-        advance(batch.num_valid)
-    network.train(was_training)
+    try:
+        for batch in loader.epoch(0):
+            images = batch.images if pixels is None else resize_images(batch.images, pixels)
+            with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
+                logits = compute_logits(network, images)
+            if logits.shape[1] != num_classes:
+                found = f"got {logits.shape[1]:,}"
+                raise ValueError(f"network must give {num_classes:,} logits, one a class, {found}")
+            logits, labels = logits.float(), batch.labels
+            # padding's is 0
+            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
+            best = logits.topk(min(5, num_classes), dim=1).indices
+            top5_hits += (best == labels[:, None]).sum()
+            pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
+            confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
+            advance(batch.num_valid)
+    finally:
+        network.train(was_training)
     if is_distributed():
         for sums in (confusion, top5_hits):
             torch.distributed.all_reduce(sums)
@@ -140,3 +189,82 @@ def _sum_over_ranks(values: Tensor) -> float:
         parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(parts, values)
     return math.fsum(torch.cat(parts).tolist())
+
+
+def evaluate(
+    network: nn.Module,
+    dataset: PackedDataset | str | os.PathLike[str],
+    *,
+    split: str = "val",
+    device: str | torch.device | None = None,
+    backend: Backend = "auto",
+    batch_size: int | None = None,
+    amp: Amp = "auto",
+    pixels: int | None = None,
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
+    advance: Callable[[int], Any] = lambda num_images: None,
+) -> Evaluation:
+    """Score a network on every image of a split, in eval mode; on all ranks together.
+
+    What `fit` and `load` have noted on the network says how its images are normalized and reduced
+    and in what precision it computes; arguments override it. Where nothing is noted, images are
+    normalized by the statistics of the train split, and taken as they are stored, in float32.
+
+    Args:
+        network: gives logits [B, K], or a tuple that begins with them; stays in its mode.
+        dataset: with the classes it was trained on, or the folder that holds it.
+        split: "val" or "train".
+        device: where to compute; None: where the network is.
+        backend: of the loader.
+        batch_size: images in a batch over all ranks; the result depends on it as far as the
+            network's arithmetic does. None: 256 on a CPU, 1,024 elsewhere.
+        amp: autocast type; "auto": as noted.
+        pixels: shorter side that images are reduced to; None: as noted.
+        mean: per channel on the 0-to-1 scale, that pixels are normalized with; None: as noted.
+        std: likewise.
+        advance: called with the number of images scored; may raise to end the pass.
+
+    Returns:
+        Loss, hits and confusion matrix, as Python and numpy values.
+
+    Raises:
+        CheckpointError: the network comes from a checkpoint, and its classes are others.
+        BackendUnavailable: `backend` cannot run here.
+        ShardError: the split is empty, or the folder holds no data set.
+        ValueError: another number of logits than classes, or a parameter that cannot be.
+    """
+    if not isinstance(dataset, PackedDataset):
+        dataset = open_dataset(dataset)
+    if isinstance(network, TrainedNetwork):
+        check_classes(network, dataset)
+    if device is None:
+        device = next((weight.device for weight in network.parameters()), "cpu")
+    target = torch.device(device)
+    if (noted := find_preprocessing(network)) is not None:
+        mean = noted.mean if mean is None else mean
+        std = noted.std if std is None else std
+        pixels = noted.pixels if pixels is None else pixels
+        amp = noted.amp if amp == "auto" else amp
+    if amp == "auto":
+        amp = "off"
+    loader = open_scored(
+        dataset,
+        split,
+        target,
+        AMP_DTYPES[amp],
+        mean=mean,
+        std=std,
+        backend=backend,
+        batch_size=batch_size,
+    )
+    with loader:
+        return evaluate_network(
+            network,
+            loader,
+            len(dataset.class_names),
+            amp=amp,
+            device=target,
+            pixels=pixels,
+            advance=advance,
+        )

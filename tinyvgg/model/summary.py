@@ -8,13 +8,15 @@ image costs three forward passes, less the first layer's gradient for its input.
 `VGG_Net.compute_logits` leaves out is counted all the same: the figures compare recipes.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from tinyvgg.model.vgg import build_network
+from tinyvgg.model.vgg import build_network, compute_logits
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,42 @@ def summarize_network(
             module.register_forward_hook(record)
     model(images)
     return tuple(layers)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a network makes of images of one size.
+
+    Attributes:
+        num_logits: K.
+        train_flop: operations that one training image costs, forward and backward.
+    """
+
+    num_logits: int
+    train_flop: int
+
+
+def probe_network(network: nn.Module, height: int, width: int) -> Probe | None:
+    """Find out by torch's flop counter what a network is that nobody described.
+
+    Args:
+        network: gives logits, or a tuple that begins with them; it stays as it is.
+        height: of the images, in pixels.
+        width: likewise.
+
+    Returns:
+        None if it cannot take such images, or cannot run on the meta device.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            trial = copy.deepcopy(network).to("meta").train()
+            images = torch.empty(2, 3, height, width, device="meta")  # BatchNorm needs two
+            with FlopCounterMode(display=False) as counter:
+                logits = compute_logits(trial, images)
+                torch.autograd.backward(logits.sum())
+        return Probe(logits.shape[1], counter.get_total_flops() // len(images))
+    except Exception:  # somebody else's code may raise anything
+        return None
 
 
 def train_flop(arch: str, num_classes: int, height: int, width: int) -> int:

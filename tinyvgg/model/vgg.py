@@ -199,6 +199,23 @@ class MaxPoolReLU(nn.Module):
 Network = VGG_Net | VGG
 
 
+def compute_logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits of any network.
+
+    Args:
+        network: one of `ARCHS`, or a module that gives logits, or a tuple that begins with them.
+        images: floating [B, 3, H, W], normalized.
+
+    Returns:
+        [B, K].
+    """
+    if isinstance(network, Network):
+        return network.compute_logits(images)
+    output = network(images)
+    logits: Tensor = output[0] if isinstance(output, tuple) else output
+    return logits
+
+
 def build_network(arch: str, num_classes: int, dropout: float = 0.0) -> Network:
     """Return a network by its name in `ARCHS`, with PyTorch's default weights.
 

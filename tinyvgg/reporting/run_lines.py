@@ -22,9 +22,10 @@ from tinyvgg.runs.checkpoint import EpochRecord
 from tinyvgg.runs.config import Output
 from tinyvgg.runs.fit import Callback, Run, Silence
 from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.build import check_sizes
 from tinyvgg.training.clock import Pace
 from tinyvgg.training.config import Recipe
-from tinyvgg.training.trainer import StepReport, check_sizes
+from tinyvgg.training.trainer import StepReport
 
 SLOW_DATA_SHARE = 0.1  # above this, waiting for data is worth a line of advice
 
@@ -117,8 +118,9 @@ def following(run: Run, output: Output) -> Iterator[Callback]:
 
 def print_epoch(record: EpochRecord, num_epochs: int, show: Callable[[str], None]) -> None:
     """Print the line of an epoch, and advice where data was slow."""
+    pflop = "operations unknown" if record.pflop is None else f"{record.pflop:.3g} PFLOP"
     show(
-        f"epoch {record.epoch + 1}/{num_epochs}, {record.pixels} px, {record.pflop:.3g} PFLOP: "
+        f"epoch {record.epoch + 1}/{num_epochs}, {record.pixels} px, {pflop}: "
         f"train loss {record.train_loss:.3f} top-1 {100 * record.train_top1:.2f} %, "
         f"val loss {record.val_loss:.3f} top-1 {100 * record.val_top1:.2f} % "
         f"top-5 {100 * record.val_top5:.2f} %, {record.images_per_sec:,.1f} images/sec, "

@@ -52,7 +52,7 @@ class EpochRecord:
     epoch: int
     step: int
     pixels: int
-    pflop: float
+    pflop: float | None
     learning_rate: float
     train_loss: float
     train_top1: float
@@ -68,7 +68,7 @@ class Checkpoint(BaseModel):
     """A network, and what its input and output mean.
 
     Attributes:
-        arch: name of the network.
+        arch: name of the network; None if it is a caller's own, whose weights these are.
         model: its weights by name, with averaged weights where there is an average.
         pixels: shorter side of the images that it was last trained on.
         class_folders: in label order.
@@ -83,7 +83,7 @@ class Checkpoint(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
     what: ClassVar[str] = "network"
 
-    arch: ArchName
+    arch: ArchName | None
     model: dict[str, Tensor]
     pixels: Annotated[int, Field(strict=True, ge=1)]
     class_folders: Annotated[list[StrictStr], Field(min_length=1)]

@@ -9,26 +9,33 @@ whatever ended it, if last.pt does not know of everything. No checkpoint holds a
 """
 
 import math
+import os
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
+from torch import nn
 
-from tinyvgg.inference.evaluate import evaluate_network
-from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.inference.evaluate import evaluate_network, open_scored
+from tinyvgg.inference.trained import Preprocessing, note_preprocessing
 from tinyvgg.loading.loader import Loader
-from tinyvgg.loading.open import open_loader
+from tinyvgg.options import Amp
+from tinyvgg.ranks import joined_world
 from tinyvgg.runs.checkpoint import Checkpoint, EpochRecord, ResumeCheckpoint
 from tinyvgg.runs.config import RunOptions
 from tinyvgg.runs.folder import RunFolder
 from tinyvgg.runs.settings import read_settings
 from tinyvgg.runs.signals import StopRequest, StopRequested
-from tinyvgg.shards.store import PackedDataset
+from tinyvgg.shards.store import PackedDataset, open_dataset
+from tinyvgg.training.build import build_trainer, resolve_recipe
 from tinyvgg.training.clock import Pace
 from tinyvgg.training.config import Recipe, check_unchanged
-from tinyvgg.training.trainer import StepReport, Trainer, build_trainer, resolve_recipe
+from tinyvgg.training.devices import find_device
+from tinyvgg.training.step import Transform
+from tinyvgg.training.trainer import StepReport, Trainer
 
 
 class Callback(Protocol):
@@ -71,6 +78,27 @@ class Run:
     unwritten_best: Checkpoint | None = None  # what best.pt is to hold
     is_saved: bool = True  # whether last.pt holds the history so far
     save_pace: Pace = field(default_factory=Pace)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that was scored: with averaged weights where the recipe averages them."""
+        return self.trainer.scored_model
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The epoch with the best validation top-1, the first one of several; None before one."""
+        return max(self.history, key=lambda record: record.val_top1, default=None)
+
+    def note_preprocessing(self) -> None:
+        """Put the network into eval mode, and note on it what its images must be."""
+        trainer = self.trainer
+        normalization = trainer.loader.normalization
+        note_preprocessing(
+            self.model.eval(),
+            Preprocessing(
+                normalization.mean, normalization.std, trainer.last_pixels, cast(Amp, trainer.amp)
+            ),
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -122,10 +150,12 @@ def open_run(
     recipe: Recipe,
     dataset: PackedDataset,
     device: torch.device,
-    out: Path,
+    out: Path | None,
     options: RunOptions | None = None,
     *,
     is_main: bool = True,
+    model: nn.Module | None = None,
+    transform: Transform | None = None,
 ) -> Run:
     """Begin a run, or read the one in `out` under `options.resume`; all ranks together.
 
@@ -133,9 +163,11 @@ def open_run(
         recipe: what to train, and how.
         dataset: to train on.
         device: of this process.
-        out: the run folder.
+        out: the run folder; None: nothing is kept.
         options: how this call runs it.
         is_main: whether this is rank 0, which alone writes the run folder.
+        model: as in `fit`.
+        transform: as in `fit`.
 
     Returns:
         The run. On rank 0 its folder has been made, with config.json in it.
@@ -146,21 +178,29 @@ def open_run(
         BackendUnavailable, ValueError: as `build_trainer`, or a setting that cannot change.
     """
     options = options or RunOptions()
-    recipe = resolve_recipe(recipe, dataset, device)
-    folder = RunFolder(out)
+    recipe = resolve_recipe(recipe, dataset, device, model)
+    folder = None if out is None else RunFolder(out)
     checkpoint, was_previous = None, False
     if options.resume:
-        check_unchanged(recipe, read_settings(out)[0])
+        if folder is None:
+            raise ValueError("resume needs out: the run folder to go on with")
+        check_unchanged(recipe, read_settings(folder.path)[0])
         checkpoint, was_previous = folder.read_last(device)
-    else:
+    elif folder is not None:
         folder.check_new()
     trainer = build_trainer(
-        recipe, dataset, device, backend=options.backend, log_every=options.log_every
+        recipe,
+        dataset,
+        device,
+        backend=options.backend,
+        log_every=options.log_every,
+        network=model,
+        transform=transform,
     )
     run = Run(trainer, options, folder if is_main else None)
     if checkpoint is not None:
         run.load(checkpoint)
-    if is_main:
+    if is_main and folder is not None:
         if was_previous:  # all ranks have read it: they met in DistributedDataParallel
             folder.previous.replace(folder.last)
         folder.write_config(
@@ -181,7 +221,7 @@ def open_run(
     return run
 
 
-def fit(run: Run, stop: StopRequest | None = None, callback: Callback | None = None) -> None:
+def train_run(run: Run, stop: StopRequest | None = None, callback: Callback | None = None) -> None:
     """Train and score a run to its last epoch, target or limit, or until it is stopped.
 
     An epoch that was trained and not scored when the run was stopped is scored first.
@@ -199,9 +239,10 @@ def fit(run: Run, stop: StopRequest | None = None, callback: Callback | None = N
     callback = callback or Silence()
     target = math.inf if options.target_top1 is None else options.target_top1
     if trainer.trained is None and run.best_top1 >= target:
+        run.note_preprocessing()
         return  # reached before it was resumed
     last_step = min(trainer.num_steps, options.limit_steps or trainer.num_steps)
-    val_loader = open_val_loader(trainer)
+    val_loader = _open_val_loader(trainer)
     while trainer.trained is not None or (trainer.step < last_step and not stop.ask()):
         if trainer.trained is None:
             _train_epoch(run, last_step, stop, callback)
@@ -218,6 +259,7 @@ def fit(run: Run, stop: StopRequest | None = None, callback: Callback | None = N
             break
     if not run.is_saved or trainer.epoch_meter.num_images or stop.agreed is not None:
         run.save()
+    run.note_preprocessing()
 
 
 def _train_epoch(run: Run, last_step: int, stop: StopRequest, callback: Callback) -> None:
@@ -258,18 +300,72 @@ def _score_epoch(trainer: Trainer, val_loader: Loader, stop: StopRequest) -> Epo
     )
 
 
-def open_val_loader(trainer: Trainer) -> Loader:
+def _open_val_loader(trainer: Trainer) -> Loader:
     """Return a loader of the val split whose images are normalized as those of the trainer."""
-    world_size = trainer.loader.world_size
-    # 1,024 fill a GPU, 256 a CPU's cache; divided among the ranks
-    batch_size = 256 if trainer.device.type == "cpu" else 1024
-    config = LoaderConfig(
-        backend=trainer.backend,
-        batch_size=max(1, batch_size // world_size) * world_size,
+    return open_scored(
+        trainer.dataset,
+        "val",
+        trainer.device,
+        trainer.image_dtype,
         mean=trainer.loader.normalization.mean,
         std=trainer.loader.normalization.std,
-        reuse_buffers=True,
+        backend=trainer.backend,
     )
-    return open_loader(
-        trainer.dataset, "val", config, device=trainer.device, dtype=trainer.image_dtype
-    )
+
+
+def fit(
+    dataset: PackedDataset | str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    model: nn.Module | None = None,
+    transform: Transform | None = None,
+    device: str | torch.device = "auto",
+    callback: Callback | None = None,
+    options: RunOptions | None = None,
+) -> Run:
+    """Train a network on a data set, and score it after every epoch; under torchrun, on all ranks.
+
+    Args:
+        dataset: from `open_dataset`, or the folder that it opens.
+        recipe: what to train, and how: `Recipe.named("fast", epochs=3)`.
+        out: run folder to create, or to go on with under `options.resume`; None writes nothing.
+        model: gives logits [B, K], K the classes of the data set, or a tuple that begins with
+            them. It is moved to the device and trained in place from the weights it has; `arch`,
+            `init` and `dropout` of the recipe say nothing of it. None: the recipe's own network.
+        transform: images, floating [B, 3, H, W], and labels, int64 [B], of a training step to
+            those that are trained on, on the device; labels may become [B, K], probabilities.
+        device: "auto" for an accelerator where there is one; wins over that of `options`.
+        callback: told of steps and epochs, on every rank.
+        options: how this call runs it.
+
+    Returns:
+        The run, with `model`, `history` and `best`.
+
+    Raises:
+        CheckpointError: `out` is taken, or cannot be gone on with.
+        DivergedError: the loss became infinite or NaN.
+        ShardError: the folder holds no data set, or the run was started on another one.
+        BackendUnavailable: a device or a loader backend that was asked for cannot run here.
+        ValueError: a setting, or a model, that cannot be trained on this data set.
+    """
+    options = options or RunOptions()
+    if not isinstance(dataset, PackedDataset):
+        dataset = open_dataset(dataset)
+    target = find_device(options.device if device == "auto" else str(device))
+    folder = None if out is None else Path(out)
+    with joined_world(target) as rank, ExitStack() as stack:
+        if folder is not None and rank == 0:
+            stack.enter_context(RunFolder(folder).writing())
+        run = open_run(
+            recipe,
+            dataset,
+            target,
+            folder,
+            options,
+            is_main=rank == 0,
+            model=model,
+            transform=transform,
+        )
+        train_run(run, callback=callback)
+        return run

@@ -1,59 +1,71 @@
-"""Networks: the one in a checkpoint, ready to be scored.
+"""Networks: the one in a checkpoint, ready to be called and scored.
 
 From: a checkpoint that a run wrote, or anybody else.
-To:   `inference`, which gets networks and never paths.
+To:   `inference`, which gets networks and never paths; and a notebook.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyvgg.errors import CheckpointError
-from tinyvgg.inference.config import EvaluateConfig
-from tinyvgg.inference.evaluate import Evaluation, evaluate_network
+from tinyvgg.inference.trained import Preprocessing, TrainedNetwork
 from tinyvgg.loading.batch import channel_triple
-from tinyvgg.loading.config import LoaderConfig
-from tinyvgg.loading.open import open_loader
-from tinyvgg.model.vgg import ARCHS, Network, build_network
+from tinyvgg.model.vgg import ARCHS, build_network
 from tinyvgg.runs.checkpoint import Checkpoint, read_checkpoint
-from tinyvgg.shards.store import PackedDataset
-from tinyvgg.training.amp import AMP_DTYPES
+from tinyvgg.training.devices import find_device
 
 
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """A network read from a checkpoint, with what its input and output mean.
-
-    Attributes:
-        model: in eval mode, on the device.
-        class_folders: in label order.
-        mean, std: per channel on the 0-to-1 scale, that its input is normalized with.
-        amp: the precision it was trained in.
-        pixels: shorter side of the images it was last trained on.
-    """
-
-    model: Network
-    class_folders: list[str]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    amp: str
-    pixels: int
-
-
-def read_network(path: Path, device: torch.device) -> TrainedNetwork:
+def load(
+    checkpoint: str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    device: str | torch.device = "auto",
+) -> TrainedNetwork:
     """Read the network of a checkpoint.
 
+    Args:
+        checkpoint: RUN/best.pt or RUN/last.pt.
+        model: takes the weights, where `fit` was given a network; in place.
+        device: where the network goes; "auto" takes an accelerator where there is one.
+
     Returns:
-        The network in eval mode, on `device`; the file is no longer needed.
+        The network in eval mode, with its classes and what its images must be; the file is no
+        longer needed.
 
     Raises:
-        CheckpointError: missing, damaged, not a checkpoint of a network, or of one that diverged.
+        CheckpointError: missing, damaged, not a checkpoint of a network, or of one that diverged;
+            or the weights are of another network than `model`.
+        BackendUnavailable, ValueError: there is no such device.
     """
-    fields = read_checkpoint(path, Checkpoint, device)
+    path = Path(checkpoint)
+    target = find_device(device) if isinstance(device, str) else device
+    fields = read_checkpoint(path, Checkpoint, target)
+    if model is None:
+        model = _build_described(path, fields)
+    elif (misfit := _find_misfit(fields.model, model.state_dict())) is not None:
+        raise CheckpointError(f"{path}: {misfit}; pass the model that was trained")
+    model.load_state_dict(fields.model)
+    preprocessing = Preprocessing(
+        channel_triple(fields.mean), channel_triple(fields.std), fields.pixels, fields.amp
+    )
+    trained = TrainedNetwork(model, fields.class_folders, fields.class_words, preprocessing)
+    return trained.to(target).eval()
+
+
+def _build_described(path: Path, fields: Checkpoint) -> nn.Module:
+    """Return the network whose name stands in a checkpoint.
+
+    Raises:
+        CheckpointError: none does, or the weights are not of it.
+    """
+    if fields.arch is None:
+        raise CheckpointError(
+            f"{path}: holds the weights of a network of your own; pass it to "
+            "tinyvgg.load(checkpoint, model=...)"
+        )
     limits = ARCHS[fields.arch]
     if not limits.min_pixels <= fields.pixels <= limits.max_pixels:
         raise CheckpointError(
@@ -64,16 +76,7 @@ def read_network(path: Path, device: torch.device) -> TrainedNetwork:
         expected = build_network(fields.arch, len(fields.class_folders)).state_dict()
     if (misfit := _find_misfit(fields.model, expected)) is not None:
         raise CheckpointError(f"{path}: {misfit}; use another one, previous.pt say")
-    model = build_network(fields.arch, len(fields.class_folders))
-    model.load_state_dict(fields.model)
-    return TrainedNetwork(
-        model.to(device).eval(),
-        fields.class_folders,
-        channel_triple(fields.mean),
-        channel_triple(fields.std),
-        fields.amp,
-        fields.pixels,
-    )
+    return build_network(fields.arch, len(fields.class_folders))
 
 
 def _find_misfit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
@@ -90,69 +93,3 @@ def _find_misfit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str |
         if not tensor.isfinite().all():
             return f"weight {name!r} is NaN or infinite, so the run had diverged"
     return None
-
-
-def check_classes(trained: TrainedNetwork, dataset: PackedDataset) -> None:
-    """Refuse a data set whose classes are not the network's.
-
-    Raises:
-        CheckpointError: they differ in number or name.
-    """
-    found, needed = dataset.class_names, trained.class_folders
-    if len(found) != len(needed):
-        raise CheckpointError(
-            f"manifest has {len(found)} classes, checkpoint was trained on {len(needed)}; "
-            "train again or pass the dataset it was trained on"
-        )
-    for label, (folder, expected) in enumerate(zip(found, needed, strict=True)):
-        if folder != expected:
-            raise CheckpointError(
-                f"class {label} is {folder!r} in the manifest, {expected!r} in the checkpoint; "
-                "train again or pass the dataset it was trained on"
-            )
-
-
-def score_network(
-    trained: TrainedNetwork,
-    dataset: PackedDataset,
-    config: EvaluateConfig,
-    device: torch.device,
-    advance: Callable[[int], Any],
-) -> Evaluation:
-    """Score a trained network on a split, normalized and resized as in its training.
-
-    Args:
-        trained: from `read_network`.
-        dataset: with the classes it was trained on.
-        config: which split, in what precision, through which backend.
-        device: that the network is on.
-        advance: called with the number of images scored.
-
-    Returns:
-        Loss, hits and confusion matrix over every image of the split, as Python and numpy values.
-
-    Raises:
-        BackendUnavailable: the backend that `config` names cannot run here.
-        ShardError: the split is empty.
-    """
-    amp = trained.amp if config.amp == "auto" else config.amp
-    loader_config = LoaderConfig(
-        backend=config.backend,
-        batch_size=config.batch_size,
-        shuffle=False,
-        augment=False,
-        drop_last=False,
-        mean=trained.mean,
-        std=trained.std,
-        reuse_buffers=True,
-    )
-    loader = open_loader(dataset, config.split, loader_config, device=device, dtype=AMP_DTYPES[amp])
-    return evaluate_network(
-        trained.model,
-        loader,
-        len(dataset.class_names),
-        amp=amp,
-        device=device,
-        pixels=trained.pixels,
-        advance=advance,
-    )

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyvgg.model.vgg import Network
-
 
 class AveragedNetwork:
     """The moving average of a network's parameters; running statistics are copied.
@@ -27,7 +25,7 @@ class AveragedNetwork:
         module: the network with averaged weights.
     """
 
-    def __init__(self, model: Network, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.module = copy.deepcopy(model)
         self.decay = decay
         self.num_updates = 0

@@ -9,6 +9,7 @@ needs no scheduler state.
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 
 from tinyvgg.compiling import compile_apart
 from tinyvgg.loading.batch import Batch, resize_images
-from tinyvgg.model.vgg import Network
+from tinyvgg.model.vgg import Network, compute_logits
 from tinyvgg.ranks import is_distributed
 from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.config import Recipe
 from tinyvgg.training.muon import Muon
+
+# images [B, 3, H, W] and labels [B] to the same, or to labels [B, K], probabilities; on the device
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def learning_rate_at(recipe: Recipe, step: int, num_steps: int) -> float:
@@ -133,12 +137,12 @@ class BatchLoss(nn.Module):
     DistributedDataParallel can stand around what is compiled: around it, no graph is whole.
 
     Args:
-        model: images to logits.
+        model: gives logits, or a tuple that begins with them.
         amp: "off", "bf16" or "fp16", resolved.
         label_smoothing: probability spread evenly over all classes in the target.
     """
 
-    def __init__(self, model: Network, amp: str, label_smoothing: float) -> None:
+    def __init__(self, model: nn.Module, amp: str, label_smoothing: float) -> None:
         super().__init__()
         self.model = model
         self.amp = amp
@@ -149,12 +153,13 @@ class BatchLoss(nn.Module):
 
         Args:
             images: floating [B, 3, H, W], channels-last.
-            labels: int64 [B].
+            labels: int64 [B], or floating [B, K], the probability of each class.
         """
         with torch.autocast(images.device.type, AMP_DTYPES[self.amp], enabled=self.amp != "off"):
-            logits = self.model.compute_logits(images).float()
+            logits = compute_logits(self.model, images).float()
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return loss, (logits.argmax(1) == labels).sum().float()
+        best = labels.argmax(1) if labels.dim() == 2 else labels
+        return loss, (logits.argmax(1) == best).sum().float()
 
 
 @dataclass
@@ -168,14 +173,16 @@ class TrainStep:
         amp: "off", "bf16" or "fp16", resolved.
         device: of the batches.
         compiled: whether forward and loss go through torch.compile.
+        transform: images and labels to those that are trained on, or None.
     """
 
-    model: Network
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     recipe: Recipe
     amp: str
     device: torch.device
     compiled: bool
+    transform: Transform | None = None
     scaler: torch.amp.GradScaler = field(init=False)
     compute: nn.Module = field(init=False)
 
@@ -184,8 +191,9 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self.compute = BatchLoss(self.model, self.amp, self.recipe.label_smoothing)
         if self.compiled:
+            is_ours = isinstance(self.model, Network)  # another one's graph may have to break
             self.compute.forward = compile_apart(  # type: ignore[method-assign]
-                self.compute.forward, mode=self.compile_mode
+                self.compute.forward, fullgraph=is_ours, mode=self.compile_mode
             )
         if is_distributed() and torch.distributed.get_world_size() > 1:
             # it would cut the graph at every 25 MiB of gradients, of which there are 37, and takes
@@ -249,7 +257,10 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         images = batch.images if pixels is None else resize_images(batch.images, pixels)
-        loss, hits = self._accumulate(images, batch.labels)
+        labels = batch.labels
+        if self.transform is not None:
+            images, labels = self.transform(images, labels)
+        loss, hits = self._accumulate(images, labels)
         if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)

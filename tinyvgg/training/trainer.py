@@ -16,29 +16,24 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch import nn
 
 from tinyvgg.errors import CheckpointError, DivergedError
 from tinyvgg.loading.batch import scaled_size
-from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.loader import Loader
-from tinyvgg.loading.open import open_loader
-from tinyvgg.model.summary import train_flop
-from tinyvgg.model.vgg import Network, build_network, check_image_size, initialize_he
+from tinyvgg.model.summary import probe_network, train_flop
 from tinyvgg.options import Backend
-from tinyvgg.ranks import agree_on, find_rank
 from tinyvgg.shards.store import PackedDataset
-from tinyvgg.training.amp import AMP_DTYPES, choose_amp
+from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.average import AveragedNetwork
 from tinyvgg.training.clock import Clock
 from tinyvgg.training.config import (
-    REFERENCE_MEAN,
-    REFERENCE_STD,
     Recipe,
-    resolve_steps,
 )
 from tinyvgg.training.step import (
     Meter,
     TrainStep,
+    Transform,
     build_optimizer,
     learning_rate_at,
     pixels_at,
@@ -76,7 +71,8 @@ class TrainedEpoch:
         epoch: from 0.
         step: of the whole run, its last one.
         pixels: the shorter side of the epoch's images.
-        pflop: operations of every image seen so far, in 10^15, by `summary.train_flop`.
+        pflop: operations of every image seen so far, in 10^15, by `summary.train_flop`; None where
+            a network of the caller's cannot be counted.
         learning_rate: of its last step.
         train_loss, train_top1: over its images.
         images_per_sec: over all devices.
@@ -87,7 +83,7 @@ class TrainedEpoch:
     epoch: int
     step: int
     pixels: int
-    pflop: float
+    pflop: float | None
     learning_rate: float
     train_loss: float
     train_top1: float
@@ -102,6 +98,7 @@ class Trainer:
 
     Attributes:
         recipe: with what `auto` meant for batch size and learning rate.
+        is_own: whether the network is the caller's, which the recipe's arch says nothing of.
         step: steps taken.
         trained: an epoch whose last step was taken, until whoever scores it sets it to None.
         elapsed_sec: seconds that the steps took so far.
@@ -113,10 +110,12 @@ class Trainer:
     recipe: Recipe
     dataset: PackedDataset
     loader: Loader
-    model: Network
+    model: nn.Module
     amp: str
     device: torch.device
     compiled: bool
+    is_own: bool = False
+    transform: Transform | None = None
     backend: Backend = "auto"
     log_every: int = 50
     average: AveragedNetwork | None = None
@@ -124,6 +123,7 @@ class Trainer:
     trained: TrainedEpoch | None = None
     elapsed_sec: float = 0.0
     is_prepared: bool = False
+    own_flop: dict[int, int | None] = field(default_factory=dict)  # by pixels, of an own network
     take_step: TrainStep = field(init=False)
     epoch_meter: Meter = field(init=False)
 
@@ -133,7 +133,7 @@ class Trainer:
         is_launched = self.compiled and self.device.type != "cpu"
         optimizer = build_optimizer(self.model, self.recipe, self.amp, compiled=is_launched)
         self.take_step = TrainStep(
-            self.model, optimizer, self.recipe, self.amp, self.device, self.compiled
+            self.model, optimizer, self.recipe, self.amp, self.device, self.compiled, self.transform
         )
         self.epoch_meter = Meter.on(self.device)
 
@@ -143,7 +143,7 @@ class Trainer:
         return AMP_DTYPES[self.amp]
 
     @property
-    def scored_model(self) -> Network:
+    def scored_model(self) -> nn.Module:
         """The network that is evaluated: with averaged weights if there are any."""
         if self.average is None:
             return self.model
@@ -160,15 +160,24 @@ class Trainer:
         state = self.loader.state
         return self.pixels_of(state.epoch - (state.images_consumed == 0 and state.epoch > 0))
 
-    def pflop_until(self, epoch: int) -> float:
+    def pflop_until(self, epoch: int) -> float | None:
         """Return the operations, in 10^15, of every image seen until the end of an epoch."""
-        image = self.dataset.manifest.image
-        num_classes = len(self.dataset.class_names)
-        flop = 0
-        for number in range(epoch + 1):
-            size = scaled_size(image.height, image.width, self.pixels_of(number))
-            flop += train_flop(self.recipe.arch, num_classes, *size)
+        costs = [self._train_flop(self.pixels_of(number)) for number in range(epoch + 1)]
+        flop = sum(cost for cost in costs if cost is not None)
+        if None in costs:
+            return None
         return flop * len(self.loader) * self.loader.batch_size / 1e15
+
+    def _train_flop(self, pixels: int) -> int | None:
+        """Return what a training image of a size costs."""
+        image = self.dataset.manifest.image
+        size = scaled_size(image.height, image.width, pixels)
+        if not self.is_own:
+            return train_flop(self.recipe.arch, len(self.dataset.class_names), *size)
+        if pixels not in self.own_flop:
+            probe = probe_network(self.model, *size)
+            self.own_flop[pixels] = None if probe is None else probe.train_flop
+        return self.own_flop[pixels]
 
     def has_finite_weights(self) -> bool:
         """Return whether no weight is infinite or NaN; waits for the device."""
@@ -312,7 +321,7 @@ class Trainer:
         """Return what describes the network that is scored; tensors are the network's own."""
         normalization = self.loader.normalization
         return {
-            "arch": self.recipe.arch,
+            "arch": None if self.is_own else self.recipe.arch,
             "model": self.scored_model.state_dict(),
             "pixels": self.last_pixels,
             "class_folders": self.dataset.class_names,
@@ -369,95 +378,3 @@ class Trainer:
             raise CheckpointError(
                 f"last.pt: of another network or recipe ({error}); start anew"
             ) from error
-
-
-def build_model(recipe: Recipe, num_classes: int) -> Network:
-    """Return the network of a recipe, seeded."""
-    torch.manual_seed(recipe.seed)
-    model = build_network(recipe.arch, num_classes, recipe.dropout)
-    if recipe.init == "he":
-        initialize_he(model)
-    return model
-
-
-def check_sizes(recipe: Recipe, dataset: PackedDataset) -> None:
-    """Refuse images that the network cannot take, as packed or reduced to `recipe.sizes`.
-
-    Raises:
-        ValueError: they are not of a size that it takes.
-    """
-    image = dataset.manifest.image
-    stored = min(image.height, image.width)
-    for pixels in {stored, *(min(pixels, stored) for pixels in recipe.sizes)}:
-        check_image_size(recipe.arch, *scaled_size(image.height, image.width, pixels))
-
-
-def resolve_recipe(recipe: Recipe, dataset: PackedDataset, device: torch.device) -> Recipe:
-    """Return a recipe with what depends on the data set, the device and the number of ranks.
-
-    Raises:
-        ValueError: the images are not of a size that the network takes.
-    """
-    check_sizes(recipe, dataset)
-    _, world_size = find_rank()
-    num_parts = world_size * recipe.accumulate
-    return resolve_steps(recipe, device.type, dataset.train.num_images, num_parts)
-
-
-def build_trainer(
-    recipe: Recipe,
-    dataset: PackedDataset,
-    device: torch.device,
-    *,
-    backend: Backend = "auto",
-    log_every: int = 50,
-) -> Trainer:
-    """Build a trainer at its first step; every rank builds the same weights from the seed.
-
-    Args:
-        recipe: what to train, and how.
-        dataset: to train on.
-        device: of this process.
-        backend: of its loader.
-        log_every: steps between two readings of loss and top-1.
-
-    Returns:
-        The trainer, whose loader has read nothing yet; nothing was written anywhere.
-
-    Raises:
-        BackendUnavailable: the loader backend that was asked for cannot run here.
-        ValueError: the images are not of a size that the network takes, or the batch size cannot
-            be divided among ranks and parts.
-    """
-    recipe = resolve_recipe(recipe, dataset, device)
-    if device.type == "cuda":  # a run has a few shapes, each for thousands of steps
-        torch.backends.cudnn.benchmark = True
-    amp, amp_reason = choose_amp(device) if recipe.amp == "auto" else (recipe.amp, "")
-    amp = agree_on(amp)
-    compiled = recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda")
-    is_reference = recipe.statistics == "reference"
-    loader_config = LoaderConfig(
-        backend=backend,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        augment=recipe.augment,
-        crop_pixels=recipe.crop_pixels,
-        flip=recipe.flip,
-        mean=REFERENCE_MEAN if is_reference else None,
-        std=REFERENCE_STD if is_reference else None,
-        reuse_buffers=True,
-    )
-    dtype = AMP_DTYPES[amp]
-    loader = open_loader(dataset, "train", loader_config, device=device, dtype=dtype)
-    if recipe.batch_size % (loader.world_size * recipe.accumulate):
-        raise ValueError(
-            f"batch_size must be divisible by {loader.world_size} ranks times accumulate "
-            f"{recipe.accumulate}, got {recipe.batch_size}"
-        )
-    if amp_reason:  # said once nothing can be refused any more: an error is one line
-        logger.info("amp %s: %s", amp, amp_reason)
-    model = build_model(recipe, len(dataset.class_names)).to(device)
-    average = AveragedNetwork(model, recipe.ema_decay) if recipe.ema_decay else None
-    return Trainer(
-        recipe, dataset, loader, model, amp, device, compiled, backend, log_every, average
-    )

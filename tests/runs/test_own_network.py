@@ -1,0 +1,238 @@
+"""`fit` from Python: a network of one's own, a transform, and what the run then knows."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import tinyvgg
+from tinyvgg.errors import CheckpointError
+from tinyvgg.inference.trained import Preprocessing
+from tinyvgg.runs.fit import Silence
+from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.config import Recipe
+
+SMALL: dict[str, Any] = {"arch": "vgg11", "sizes": (32,), "size_shares": (0.5,)}
+SMALL |= {"optimizer": "sgd", "learning_rate": 0.01}
+
+
+class Tiny(nn.Module):
+    """A network with BatchNorm, that gives logits, alone or in a tuple."""
+
+    def __init__(self, num_classes: int = 2, *, gives_tuple: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, num_classes)
+        self.gives_tuple = gives_tuple
+
+    def forward(self, images: Tensor) -> Any:
+        features = self.norm(self.conv(images)).relu().mean((2, 3))
+        logits = self.head(features)
+        return (logits, features) if self.gives_tuple else logits
+
+
+@pytest.fixture
+def recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
+    return make_recipe(**SMALL)
+
+
+@pytest.mark.parametrize("gives_tuple", [False, True])
+def test_a_network_of_ones_own_is_trained_in_place_and_learns(
+    color_dataset: PackedDataset, make_recipe: Callable[..., Recipe], gives_tuple: bool
+) -> None:
+    torch.manual_seed(0)
+    network = Tiny(gives_tuple=gives_tuple)
+    recipe = make_recipe(**SMALL | {"epochs": 8, "learning_rate": 0.1})
+
+    run = tinyvgg.fit(color_dataset, recipe, model=network)
+
+    assert run.model is network
+    assert run.history[-1].train_top1 > 0.95
+    assert run.best is not None
+    assert run.best.val_top1 == max(record.val_top1 for record in run.history)
+
+
+def test_its_weights_are_the_start_whatever_the_recipe_says_of_networks(
+    color_dataset: PackedDataset, make_recipe: Callable[..., Recipe]
+) -> None:
+    states = []
+    for changes in ({}, {"arch": "vgg16_bn", "init": "default", "dropout": 0.5}):
+        network = Tiny()
+        nn.init.constant_(network.head.weight, 0.25)
+        nn.init.constant_(network.conv.weight, 0.01)
+        nn.init.zeros_(network.conv.bias)
+        nn.init.zeros_(network.head.bias)
+        tinyvgg.fit(color_dataset, make_recipe(**SMALL | changes), model=network)
+        states.append(network.state_dict())
+
+    assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
+    assert not torch.equal(states[0]["head.weight"], torch.full((2, 8), 0.25))
+
+
+def test_its_operations_are_those_of_the_flop_counter_or_unknown(
+    color_dataset: PackedDataset, recipe: Recipe
+) -> None:
+    class Odd(Tiny):
+        def forward(self, images: Tensor) -> Any:
+            if images.sum().item() == 0:  # which the meta device cannot say
+                raise AssertionError("no images")
+            return super().forward(images)
+
+    counted = tinyvgg.fit(color_dataset, recipe, model=Tiny())
+    unknown = tinyvgg.fit(color_dataset, recipe, model=Odd())
+
+    flop = 0
+    for pixels in (32, 48):
+        with FlopCounterMode(display=False) as counter:
+            Tiny()(torch.zeros(40, 3, pixels, pixels)).sum().backward()
+        flop += counter.get_total_flops()
+    assert counted.history[-1].pflop == pytest.approx(flop / 1e15)
+    assert [record.pflop for record in unknown.history] == [None, None]
+
+
+def test_a_transform_sees_what_the_network_would_and_decides_what_it_sees(
+    color_dataset: PackedDataset, recipe: Recipe
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((tuple(images.shape), labels.dtype))
+        hot = nn.functional.one_hot(labels, 2).float()
+        return (images + images.flip(0)) / 2, (hot + hot.flip(0)) / 2
+
+    mixed = tinyvgg.fit(color_dataset, recipe, transform=mix)
+    plain = tinyvgg.fit(color_dataset, recipe)
+
+    assert seen == [((8, 3, 32, 32), torch.int64)] * 5 + [((8, 3, 48, 48), torch.int64)] * 5
+    assert mixed.history[0].train_loss != plain.history[0].train_loss
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"statistics": "reference"}], ids=str)
+@pytest.mark.parametrize("is_own", [False, True])
+def test_evaluate_gives_the_last_epochs_figures_exactly(
+    color_dataset: PackedDataset,
+    make_recipe: Callable[..., Recipe],
+    changes: dict[str, Any],
+    is_own: bool,
+) -> None:
+    recipe = make_recipe(**SMALL | changes)
+
+    run = tinyvgg.fit(color_dataset, recipe, model=Tiny() if is_own else None)
+    found = tinyvgg.evaluate(run.model, color_dataset)
+
+    last = run.history[-1]
+    assert (found.loss, found.top1, found.top5) == (last.val_loss, last.val_top1, last.val_top5)
+    assert isinstance(found.loss, float)
+    other = tinyvgg.evaluate(run.model, color_dataset, mean=(0, 0, 0), std=(1, 1, 1), pixels=32)
+    assert other.loss != found.loss
+
+
+def test_a_network_that_nobody_trained_here_is_scored_on_images_as_stored(
+    color_dataset: PackedDataset,
+) -> None:
+    torch.manual_seed(0)
+    network = Tiny().train()
+
+    found = tinyvgg.evaluate(network, color_dataset, batch_size=10)
+
+    assert network.training
+    config = tinyvgg.LoaderConfig(batch_size=10)
+    (batch,) = tinyvgg.open_loader(color_dataset, "val", config)
+    logits = network.eval()(batch.images)
+    assert found.loss == pytest.approx(
+        nn.functional.cross_entropy(logits, batch.labels).item(), rel=1e-6
+    )
+    assert found.top1 == (logits.argmax(1) == batch.labels).float().mean().item()
+
+
+def test_nothing_is_written_without_out(
+    color_dataset: PackedDataset,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+
+    tinyvgg.fit(color_dataset.folder, recipe)
+
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_run_of_ones_own_network_is_resumed_and_loaded_with_the_network(
+    color_dataset: PackedDataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    start = Tiny().state_dict()
+
+    def begin() -> Tiny:
+        network = Tiny()
+        network.load_state_dict(start)
+        return network
+
+    whole = tinyvgg.fit(color_dataset, recipe, model=begin(), out=tmp_path / "whole")
+    stopped = tinyvgg.RunOptions(limit_steps=7)
+    tinyvgg.fit(color_dataset, recipe, model=begin(), out=tmp_path / "run", options=stopped)
+    options = tinyvgg.RunOptions(resume=True)
+    run = tinyvgg.fit(color_dataset, recipe, model=Tiny(), out=tmp_path / "run", options=options)
+    loaded = tinyvgg.load(tmp_path / "run" / "last.pt", model=Tiny(), device="cpu")
+
+    expected = whole.model.state_dict()
+    for network in (run.model, loaded.model):
+        assert all(torch.equal(w, expected[name]) for name, w in network.state_dict().items())
+    assert loaded.class_folders == color_dataset.class_names
+    assert loaded.preprocessing == run.model.preprocessing
+    assert isinstance(loaded.preprocessing, Preprocessing)
+    assert tinyvgg.evaluate(loaded, color_dataset).loss == run.history[-1].val_loss
+
+
+def test_a_checkpoint_of_ones_own_network_says_what_it_needs(
+    color_dataset: PackedDataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    tinyvgg.fit(color_dataset, recipe, model=Tiny(), out=tmp_path / "run")
+
+    with pytest.raises(CheckpointError, match=r"best\.pt: holds the weights of a network of your"):
+        tinyvgg.load(tmp_path / "run" / "best.pt")
+    with pytest.raises(CheckpointError, match=r"names differ, .*; pass the model that was trained"):
+        tinyvgg.load(tmp_path / "run" / "best.pt", model=nn.Linear(2, 2))
+
+
+def test_a_network_that_does_not_fit_the_dataset_is_refused_before_any_work(
+    color_dataset: PackedDataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"model must give 2 logits, one a class of .*, got 5"):
+        tinyvgg.fit(color_dataset, recipe, model=Tiny(5), out=tmp_path / "run")
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 2))
+    with pytest.raises(ValueError, match=r"sizes \(32,\), cannot take 32 pixels; pass a recipe"):
+        tinyvgg.fit(color_dataset, recipe, model=fixed, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="network must give 2 logits, one a class, got 5"):
+        tinyvgg.evaluate(Tiny(5), color_dataset)
+    with pytest.raises(ValueError, match="resume needs out"):
+        tinyvgg.fit(color_dataset, recipe, options=tinyvgg.RunOptions(resume=True))
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_callback_hears_of_every_step_and_epoch(
+    color_dataset: PackedDataset, recipe: Recipe
+) -> None:
+    class Told(Silence):
+        def __init__(self) -> None:
+            self.steps = self.epochs = 0
+
+        def on_step(self, report: object) -> None:
+            self.steps += 1
+
+        def on_epoch(self, record: object) -> None:
+            self.epochs += 1
+
+    told = Told()
+
+    tinyvgg.fit(color_dataset, recipe, callback=told)
+
+    assert (told.steps, told.epochs) == (10, 2)

@@ -1,0 +1,177 @@
+"""Build: a recipe, a data set and a device to a trainer at its first step.
+
+From: `runs`, a benchmark or a notebook.
+To:   the same. Every rank builds the same weights, from the seed or the caller's network.
+"""
+
+import logging
+
+import torch
+import torch.distributed
+from torch import nn
+
+from tinyvgg.loading.batch import scaled_size
+from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.open import open_loader
+from tinyvgg.model.summary import probe_network
+from tinyvgg.model.vgg import Network, build_network, check_image_size, initialize_he
+from tinyvgg.options import Backend
+from tinyvgg.ranks import agree_on, find_rank
+from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.amp import AMP_DTYPES, choose_amp
+from tinyvgg.training.average import AveragedNetwork
+from tinyvgg.training.config import (
+    REFERENCE_MEAN,
+    REFERENCE_STD,
+    Recipe,
+    resolve_steps,
+)
+from tinyvgg.training.step import (
+    Transform,
+)
+from tinyvgg.training.trainer import Trainer
+
+logger = logging.getLogger("tinyvgg")
+
+
+def build_model(recipe: Recipe, num_classes: int) -> Network:
+    """Return the network of a recipe, on the CPU, with weights drawn from its seed."""
+    torch.manual_seed(recipe.seed)
+    model = build_network(recipe.arch, num_classes, recipe.dropout)
+    if recipe.init == "he":
+        initialize_he(model)
+    return model
+
+
+def check_sizes(recipe: Recipe, dataset: PackedDataset) -> None:
+    """Refuse images that the network cannot take, as packed or reduced to `recipe.sizes`.
+
+    Raises:
+        ValueError: they are not of a size that it takes.
+    """
+    image = dataset.manifest.image
+    stored = min(image.height, image.width)
+    for pixels in {stored, *(min(pixels, stored) for pixels in recipe.sizes)}:
+        check_image_size(recipe.arch, *scaled_size(image.height, image.width, pixels))
+
+
+def check_network(network: nn.Module, recipe: Recipe, dataset: PackedDataset) -> None:
+    """Refuse a network of the caller's that cannot be trained on a data set, as far as can be told.
+
+    Raises:
+        ValueError: it gives another number of logits than there are classes, or takes images as
+            they are stored and not those of `recipe.sizes`.
+    """
+    image = dataset.manifest.image
+    stored = min(image.height, image.width)
+    probe = probe_network(network, image.height, image.width)
+    num_classes = len(dataset.class_names)
+    if probe is None:
+        return
+    if probe.num_logits != num_classes:
+        raise ValueError(
+            f"model must give {num_classes:,} logits, one a class of {dataset.folder}, "
+            f"got {probe.num_logits:,}"
+        )
+    for pixels in recipe.sizes:
+        size = scaled_size(image.height, image.width, min(pixels, stored))
+        if probe_network(network, *size) is None:
+            raise ValueError(
+                f"model must take the images of sizes {recipe.sizes}, cannot take {pixels} "
+                "pixels; pass a recipe with sizes=(), size_shares=()"
+            )
+
+
+def resolve_recipe(
+    recipe: Recipe, dataset: PackedDataset, device: torch.device, network: nn.Module | None = None
+) -> Recipe:
+    """Return a recipe with what depends on the data set, the device and the number of ranks.
+
+    Raises:
+        ValueError: the images are not of a size that the network takes, the recipe's or the
+            caller's, or that one gives another number of logits.
+    """
+    if network is None:
+        check_sizes(recipe, dataset)
+    else:
+        check_network(network, recipe, dataset)
+    _, world_size = find_rank()
+    num_parts = world_size * recipe.accumulate
+    return resolve_steps(recipe, device.type, dataset.train.num_images, num_parts)
+
+
+def build_trainer(
+    recipe: Recipe,
+    dataset: PackedDataset,
+    device: torch.device,
+    *,
+    backend: Backend = "auto",
+    log_every: int = 50,
+    network: nn.Module | None = None,
+    transform: Transform | None = None,
+) -> Trainer:
+    """Build a trainer at its first step; every rank builds the same weights from the seed.
+
+    Args:
+        recipe: what to train, and how.
+        dataset: to train on.
+        device: of this process.
+        backend: of its loader.
+        log_every: steps between two readings of loss and top-1.
+        network: gives logits, or a tuple that begins with them; moved to the device, and trained
+            from the weights it has, the same on every rank. None: that of the recipe.
+        transform: images and labels of a step to those that are trained on, on the device.
+
+    Returns:
+        The trainer, whose loader has read nothing yet; nothing was written anywhere.
+
+    Raises:
+        BackendUnavailable: the loader backend that was asked for cannot run here.
+        ValueError: the images are not of a size that the network takes, or the batch size cannot
+            be divided among ranks and parts.
+    """
+    recipe = resolve_recipe(recipe, dataset, device, network)
+    if device.type == "cuda":  # a run has a few shapes, each for thousands of steps
+        torch.backends.cudnn.benchmark = True
+    amp, amp_reason = choose_amp(device) if recipe.amp == "auto" else (recipe.amp, "")
+    amp = agree_on(amp)
+    compiled = recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda")
+    is_reference = recipe.statistics == "reference"
+    loader_config = LoaderConfig(
+        backend=backend,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        augment=recipe.augment,
+        crop_pixels=recipe.crop_pixels,
+        flip=recipe.flip,
+        mean=REFERENCE_MEAN if is_reference else None,
+        std=REFERENCE_STD if is_reference else None,
+        reuse_buffers=True,
+    )
+    dtype = AMP_DTYPES[amp]
+    loader = open_loader(dataset, "train", loader_config, device=device, dtype=dtype)
+    if recipe.batch_size % (loader.world_size * recipe.accumulate):
+        raise ValueError(
+            f"batch_size must be divisible by {loader.world_size} ranks times accumulate "
+            f"{recipe.accumulate}, got {recipe.batch_size}"
+        )
+    if amp_reason:  # said once nothing can be refused any more: an error is one line
+        logger.info("amp %s: %s", amp, amp_reason)
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe, len(dataset.class_names)) if network is None else network
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = AveragedNetwork(model, recipe.ema_decay) if recipe.ema_decay else None
+    return Trainer(
+        recipe,
+        dataset,
+        loader,
+        model,
+        amp,
+        device,
+        compiled,
+        is_own=network is not None,
+        transform=transform,
+        backend=backend,
+        log_every=log_every,
+        average=average,
+    )
