@@ -131,7 +131,8 @@ def main() -> None:
         fields = {**given, "backend": backend, "dtype": dtype}
         fields |= {"augment": True, "batch_size": BATCH_SIZE}
         name = f"backend {backend}, crop + flip + normalize, {dtype}"
-        return Arm(name, "benchmarks.loaders:tinyvgg_loader", fields, ceiling=BARE,
+        ceiling = BARE if backend == "dali" else None
+        return Arm(name, "benchmarks.loaders:tinyvgg_loader", fields, ceiling=ceiling,
                    environment=TRAIN_ENVIRONMENT)  # fmt: skip
 
     arms = [

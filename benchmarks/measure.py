@@ -40,7 +40,7 @@ PEAK_FLOP_PER_SEC = {  # dense bf16, by what a GPU's name contains; NVIDIA's dat
     "H100": 989e12,
     "A100": 312e12,
 }
-BUSY_LOAD = 0.3  # load average a core, above which other work disturbs the figures
+BUSY_SHARE = 0.1  # of the cores' time, above which other work disturbs the figures
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu_flags": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
         "num_cores": num_cores,
         "load_average": load,
-        "is_busy": load > BUSY_LOAD * (num_cores or 1),
+        "is_busy": measure_busy_share() > BUSY_SHARE,
         "torch": torch.__version__,
         "python": platform.python_version(),
         **describe_gpu(),
@@ -240,6 +240,35 @@ def describe_gpu() -> dict[str, Any]:
     }
 
 
+def wait_until_idle(max_sec: float = 600.0) -> None:
+    """Wait until nothing else keeps the cores busy; after `max_sec` the record says that it does.
+
+    The load average remembers minutes, what runs now is what counts: the share of all cores' time
+    that was not idle within a second (Linux; elsewhere there is nothing to wait for).
+    """
+    deadline = time.monotonic() + max_sec
+    while (share := measure_busy_share()) > BUSY_SHARE and time.monotonic() < deadline:
+        print(f"waiting: {100 * share:.0f} % of the cores are busy", file=sys.stderr)
+        time.sleep(5)
+
+
+def measure_busy_share(window_sec: float = 1.0) -> float:
+    """Return the share of all cores' time that was spent, 0 to 1; 0 where it cannot be told."""
+    before = _read_core_ticks()
+    time.sleep(window_sec)
+    total, idle = (b - a for a, b in zip(before, _read_core_ticks(), strict=True))
+    return 1 - idle / total if total else 0.0
+
+
+def _read_core_ticks() -> tuple[int, int]:
+    """Return the ticks of all cores since boot: all of them, and the idle ones (proc(5))."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0, 0
+    ticks = [int(word) for word in stat.read_text().partition("\n")[0].split()[1:9]]
+    return sum(ticks), ticks[3] + ticks[4]  # idle, and waiting for a disk
+
+
 def run_benchmark(
     name: str,
     claim: str,
@@ -256,6 +285,7 @@ def run_benchmark(
         judge: called with the measurements by arm name; returns bars, from `make_bar`.
         num_repeats: processes of each arm.
     """
+    wait_until_idle()
     machine = describe_machine()
     measured = measure(arms, num_repeats=num_repeats)
     bars = judge(measured)

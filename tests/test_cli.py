@@ -1,6 +1,8 @@
 """The commands as a user types them: real processes, real exit statuses."""
 
+import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from tinyvgg.cli import COMMANDS, main
+from tinyvgg.completion import CONFIGS, SHELLS
 from tinyvgg.endings import explain_error
 from tinyvgg.errors import naming
 from tinyvgg.model.summary import train_flop
@@ -104,7 +107,7 @@ def test_train_resumes_with_the_settings_of_the_run(quick_start: Path, tmp_path:
     resumed = type_command("train", quick_start / "packed", "--out", run, "--resume", "--json")
 
     assert stopped.returncode == 0, stopped.stderr
-    assert "stopped at step 1; --resume goes on" in stopped.stdout
+    assert "stopped at step 1; --resume continues it" in stopped.stdout
     assert resumed.returncode == 0, resumed.stderr
     document = json.loads(resumed.stdout)
     assert document["step"] == 4
@@ -125,7 +128,7 @@ def test_a_trace_of_the_steps_and_a_target(quick_start: Path, tmp_path: Path) ->
     events = json.loads((run / "trace.json").read_text())["traceEvents"]
     names = {event.get("name") for event in events}
     assert "aten::convolution_backward" in names
-    assert "stopped at step 10; --resume goes on" in done.stdout  # after the first of 3 epochs
+    assert "stopped at step 10; --resume continues it" in done.stdout  # after the first of 3 epochs
     assert len(list((run / "tensorboard").iterdir())) == 1
 
 
@@ -157,7 +160,7 @@ def test_sigterm_during_a_command_ends_with_its_status_and_a_checkpoint(
 
     assert first.startswith("[1,     1] loss")
     assert process.returncode == 128 + signal.SIGTERM
-    assert "--resume goes on" in rest
+    assert "--resume continues it" in rest
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] >= 1
 
 
@@ -244,7 +247,9 @@ def test_a_run_that_nobody_may_write_into_is_scored_all_the_same(
 
     expected = (quick_start / "evaluate.stdout").read_text()
     assert (beside.returncode, beside.stdout) == (0, expected)
-    warning = "Is a directory; check disk and rights, or pass --out (the results are complete)"
+    warning = (
+        "Is a directory; check free space and permissions, or pass --out (the results are complete)"
+    )
     assert f"{tmp_path / 'confusion.csv'}: {warning}" in beside.stderr
     assert asked_for.returncode == 1  # --out was not obeyed
     assert json.loads(asked_for.stdout)["num_images"] == 30
@@ -316,7 +321,7 @@ def test_a_full_disk_behind_stdout_is_named(packed: PackedDataset, words: tuple[
         )
 
     assert done.returncode == 1
-    message = "tinyvgg inspect: stdout: No space left on device; check disk and rights\n"
+    message = "tinyvgg inspect: stdout: No space left on device; check free space and permissions\n"
     assert done.stderr == message
 
 
@@ -338,7 +343,7 @@ def test_a_full_disk_is_told_with_what_was_needed_and_what_is_free(tmp_path: Pat
         (["pack", "nowhere", "out"], 1, "tinyvgg pack: nowhere: no such folder or zip"),
         (["inspect", "nowhere"], 1, "tinyvgg inspect: nowhere: no such folder"),
         (["train", "nowhere", "--out", "run"], 1, "tinyvgg train: nowhere: no such folder"),
-        (["train", "p", "--out", "nowhere", "--resume"], 1, "nowhere: no run to go on with"),
+        (["train", "p", "--out", "nowhere", "--resume"], 1, "nowhere: no run to resume"),
         (["evaluate", "no.pt", "packed"], 1, "tinyvgg evaluate: no.pt: no such checkpoint"),
         (["train", "p", "--out", "r", "--epochs", "0"], 2, "epochs must be at least 1, got 0"),
         (["pack"], 2, "SOURCE"),
@@ -413,6 +418,49 @@ def test_help_fits_80_columns_and_names_no_flag_of_another_command(
     assert len(flags) >= 2
     assert set(FLAG.findall("\n".join(lines))) == set(FLAG.findall("\n".join(flags)))
     assert max(map(len, lines)) == 80
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_knows_every_command_and_flag(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--completion", shell]) == 0
+
+    script = capsys.readouterr().out
+    assert set(CONFIGS) == set(COMMANDS)
+    for word in (*COMMANDS, "--val-share", "--checkpoint-minutes", "--min-top1"):
+        assert word in script
+    assert "--name" not in script
+
+
+def test_bash_completes_a_command_a_flag_and_a_choice(tmp_path: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as script:
+        main(["--completion", "bash"])
+    (tmp_path / "completion.bash").write_text(script.getvalue())
+    complete = (
+        "source completion.bash; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
+        '_tyro_tinyvgg; echo "${{COMPREPLY[@]}}"'
+    )
+
+    found = [
+        subprocess.run(
+            ["bash", "-c", complete.format(words=words)],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+        ).stdout.split()
+        for words in ("tinyvgg eva", "tinyvgg pack --val", "tinyvgg train --optimizer mu")
+    ]  # fmt: skip
+
+    assert found == [["evaluate"], ["--val-share"], ["muon"]]
+
+
+def test_completion_for_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--completion", "ksh"]) == 2
+    assert "completion must be for one of bash, zsh, fish, got 'ksh'" in capsys.readouterr().err
+
+
+def test_a_mistyped_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err.endswith("got 'trian'; did you mean train?\n")
 
 
 def test_help_of_train_is_in_groups(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def test_a_rank_says_in_one_line_that_another_ended(
 
     assert ranks[0].exitcode == 0
     assert ranks[1].exitcode == (-signal.SIGKILL if end is be_killed else 1)
-    said = r"another rank ended \([^/\n]+\); see its own last line, then go on with --resume"
+    said = r"another rank ended \([^/\n]+\); see its own last line, then continue with --resume"
     assert re.fullmatch(said, out.read_text())
 
 

@@ -8,6 +8,7 @@ Results are printed before pictures are drawn or side files written. A room is i
 command runs, so `--help` takes a few hundredths of a second and `pack` never sees torch.
 """
 
+import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -160,7 +161,7 @@ def run_train(argv: Sequence[str]) -> int:
             train_run(run, stop, callback)
         if rank == 0 and not run.is_finished:
             show = line_printer(is_json=output.json)
-            show(f"{flags.out}: stopped at step {run.trainer.step:,}; --resume goes on")
+            show(f"{flags.out}: stopped at step {run.trainer.step:,}; --resume continues it")
         if rank == 0 and output.json:
             history = [asdict(record) for record in run.history]
             print_json({"run": str(flags.out), "step": run.trainer.step, "history": history})
@@ -257,6 +258,7 @@ def render_help() -> str:
     return "\n".join(
         [
             "usage: tinyvgg COMMAND …    ('tinyvgg COMMAND --help' lists its flags)",
+            "       tinyvgg --version | --completion bash|zsh|fish",
             "",
             "TinyImageNet training at the speed of the accelerator, not of the JPEG decoder.",
             "",
@@ -303,12 +305,18 @@ def run_command(command: str, argv: Sequence[str]) -> int:
     if command in ("-h", "--help"):
         print(render_help())
         return 0
+    if command == "--completion":
+        from tinyvgg.completion import print_completion
+
+        print_completion(argv[0] if argv else "")
+        return 0
     if command == "--version":
         print(f"tinyvgg {__version__}")
         return 0
     if command not in COMMANDS:
-        names = ", ".join(COMMANDS)
-        print(f"tinyvgg: command must be one of {names}, got {command!r}", file=sys.stderr)
+        names, near = ", ".join(COMMANDS), difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"tinyvgg: command must be one of {names}, got {command!r}{hint}", file=sys.stderr)
         return 2
     return COMMANDS[command](argv)
 

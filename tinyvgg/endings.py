@@ -65,7 +65,7 @@ def explain_os_error(error: OSError) -> str:
     where = "" if path is None else f"{path}: "
     what = ", ".join([error.strerror or type(error).__name__, *getattr(error, "__notes__", [])])
     if error.errno != errno.ENOSPC or path is None or str(path) == "stdout":
-        return f"{where}{what}; check disk and rights"
+        return f"{where}{what}; check free space and permissions"
     folder = next(
         parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()
     )

@@ -4,7 +4,7 @@
     ├── DatasetError        the images given to `pack` or `predict`, or a download
     ├── ShardError          what is on disk is not what the manifest says
     ├── CheckpointError     a run folder or a checkpoint that cannot be used
-    ├── DivergedError       a run whose loss is no number any more
+    ├── DivergedError       a run whose loss became NaN or infinite
     ├── RankError           another process of the run, which ended first
     └── BackendUnavailable  a loader backend or a device that cannot run here
 
@@ -73,7 +73,7 @@ class DivergedError(TinyvggError):
 
 
 class RankError(TinyvggError):
-    """Another process of a run that ended, so that this one cannot go on."""
+    """Another process of a run that ended, so that this one cannot continue."""
 
 
 class BackendUnavailable(TinyvggError):  # noqa: N818 - the name is part of the public contract

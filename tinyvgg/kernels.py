@@ -2,7 +2,7 @@
 
 From: functions of `loading`, `pooling` and `dropout`.
 To:   the same, compiled without the GIL; machine code is kept beside the source, in the user's
-      cache or in NUMBA_CACHE_DIR; where none can be written each process compiles anew.
+      cache or in NUMBA_CACHE_DIR; where none can be written each process compiles again.
 
 numba itself refuses to compile what it cannot cache, and hands on whatever reading or writing a
 cache file meets: a full disk, a file that a crash cut short.
@@ -51,6 +51,6 @@ def compile_kernel(function: Callable[..., Any]) -> Any:
 @cache
 def _tell_that_nothing_is_kept() -> None:
     logger.warning(
-        "no folder for numba's cache can be written: each process compiles its kernels anew, some "
+        "no folder for numba's cache can be written: each process compiles its kernels again, some "
         "10 seconds; set NUMBA_CACHE_DIR to a folder that can"
     )

@@ -55,8 +55,8 @@ def joined_world(device: torch.device) -> Iterator[int]:
         if not is_lost_connection(error):
             raise
         raise RankError(
-            f"another rank ended ({summarize_reason(error)}); see its own last line, then go on "
-            "with --resume"
+            f"another rank ended ({summarize_reason(error)}); see its own last line, then "
+            "continue with --resume"
         ) from error
 
 

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,36 @@ def test_a_machine_without_git_is_described(monkeypatch: pytest.MonkeyPatch) -> 
     assert (unknown["commit"], unknown["is_dirty"]) == ("unknown", None)
     assert (told["commit"], told["is_dirty"]) == ("0123456789abcdef", None)
     assert told["num_cores"] >= 1
+
+
+def test_a_core_that_works_is_seen() -> None:
+    spinning = [sys.executable, "-c", "while True: pass"]
+    num_cores = os.cpu_count() or 1
+    processes = [subprocess.Popen(spinning) for _ in range(num_cores)]
+    try:
+        time.sleep(0.5)
+        busy = measure.measure_busy_share()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+    assert 0.5 < busy <= 1
+
+
+def test_a_record_waits_for_an_idle_machine_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = iter([0.9, 0.5, 0.01, 0.9])
+    monkeypatch.setattr(measure, "measure_busy_share", lambda: next(shares))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+    measure.wait_until_idle()
+    measure.wait_until_idle(max_sec=0)
+
+    assert list(shares) == []
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"waiting: {share} % of the cores are busy" for share in (90, 50)]
 
 
 def test_the_commit_of_a_checkout_around_a_plain_copy_is_not_its_own(

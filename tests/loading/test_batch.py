@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import shutil
 from itertools import product
 
@@ -6,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinyvgg.loading.batch import Normalization, transform_images
+from tinyvgg.loading.batch import Batch, Normalization, transform_images
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2764, 0.2689, 0.2816)
 FILL = (122, 114, 101)  # round(255 mean)
@@ -18,6 +20,19 @@ ALL_CROPS = list(product(range(-8, 9), range(-8, 9), (False, True)))
 def draw_images(height: int, width: int) -> np.ndarray:
     shape = (6, height, width, 3)
     return np.random.default_rng(height * width).integers(0, 256, shape).astype(np.uint8)
+
+
+def test_a_batch_can_be_rebuilt_as_lightning_moves_it_to_a_device() -> None:
+    tensors = [torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.zeros(2)]
+    batch = Batch(*tensors, num_valid=2)
+
+    moved = copy.copy(batch)
+    for field in dataclasses.fields(batch):
+        setattr(moved, field.name, getattr(batch, field.name))
+
+    images, labels = moved
+    assert images is tensors[0]
+    assert labels is tensors[1]
 
 
 def crop_pixel_by_pixel(image: np.ndarray, dy: int, dx: int, flip: bool) -> np.ndarray:

@@ -273,7 +273,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
 
     resumed = run_training(setup.changed(resume=True), color_dataset)[0]
 
-    assert "going on from previous.pt, step 5" in caplog.text
+    assert "resuming from previous.pt, step 5" in caplog.text
     assert_same_run(resumed, whole)
 
 
@@ -299,7 +299,7 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoint(
     run_training(setup, color_dataset)
     wild = setup.changed(limit_steps=None, resume=True, learning_rate=1e30, clip_norm=0.0)
 
-    with pytest.raises(DivergedError, match=r"step 3: .*, the run has diverged; start anew"):
+    with pytest.raises(DivergedError, match=r"step 3: .*, the run has diverged; start over"):
         run_training(wild.changed(log_every=1), color_dataset)
 
     assert torch.load(setup.out / "last.pt", weights_only=True)["step"] == 2

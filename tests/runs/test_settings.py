@@ -154,7 +154,7 @@ def test_another_recipe_than_that_of_the_run_is_refused(run: Path) -> None:
 
 
 def test_resuming_what_was_never_started_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no run to go on with; start one without --resume"):
+    with pytest.raises(CheckpointError, match="no run to resume; start one without --resume"):
         read_settings(tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_resuming_what_was_never_started_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_config_json_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
 
-    with pytest.raises(CheckpointError, match=r"config\.json: damaged \(.+\); start anew"):
+    with pytest.raises(CheckpointError, match=r"config\.json: damaged \(.+\); start over"):
         read_settings(tmp_path)
 
 

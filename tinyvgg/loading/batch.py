@@ -27,7 +27,7 @@ from tinyvgg.loading.plan import EpochPlanner, LoaderState
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning refuses to pass frozen ones on
 class Batch:
     """One step's images on one rank; also `images, labels = batch`.
 

@@ -38,7 +38,7 @@ class SynthConfig:
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    """Fetch the public TinyImageNet zip; a cut download goes on where it stopped."""
+    """Fetch the public TinyImageNet zip; a cut download is resumed where it stopped."""
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The zip file to write; a folder means OUT/tiny-imagenet-200.zip."""

@@ -136,7 +136,7 @@ class _Zip:
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
             self.file.close()
             reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise DatasetError(f"{path}: {reason}; download it again, or zip it anew") from error
+            raise DatasetError(f"{path}: {reason}; download it again, or zip it again") from error
         if any("/" in name and "/" not in info.orig_filename for name, info in members.items()):
             logger.info("%s: its names have backslashes, as of Windows; taken for folders", path)
         self.members = members

@@ -88,7 +88,7 @@ class RunLines:
 
                 write_events(history, self.run.folder.path / "tensorboard")
         except OSError as error:
-            logger.warning("%s (the run itself is saved, and goes on)", explain_error(error)[1])
+            logger.warning("%s (the run itself is saved and continues)", explain_error(error)[1])
 
 
 @contextmanager

@@ -62,7 +62,8 @@ def draw_confusion(
 def find_fault(evaluation: Evaluation, min_top1: float | None) -> str | None:
     """Say why a network is not good enough, or None if it is."""
     if not math.isfinite(evaluation.loss):
-        return f"loss {evaluation.loss}: outputs are no numbers; pass --amp off, or train again"
+        found = f"loss {evaluation.loss}: the outputs are NaN or infinite"
+        return f"{found}; pass --amp off, or train again"
     if min_top1 is not None and evaluation.top1 < min_top1:
         asked = f"--min-top1 asks for {min_top1:.4f}"
         return f"top-1 {evaluation.top1:.4f}, {asked}; train longer"

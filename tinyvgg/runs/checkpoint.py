@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, in a file that loads with weights_only=True.
+"""Checkpoints: everything a run needs to be resumed, in a file that loads with weights_only=True.
 
 From: `fit`, between two steps; or from anybody, so it is checked like a manifest when it is read.
 To:   a later `train --resume`, and `networks`, which reads the network alone.
@@ -113,7 +113,7 @@ class ResumeCheckpoint(Checkpoint):
             gives them.
     """
 
-    what: ClassVar[str] = "run to go on with"
+    what: ClassVar[str] = "run to resume"
 
     step: NonNegativeInt
     history: list[EpochRecord]

@@ -27,17 +27,17 @@ class RunOptions:
     """How this call runs it; --resume keeps backend, device and log-every of the run."""
 
     resume: Switch = False
-    """Go on with the run in OUT; its stored settings hold where no flag says otherwise."""
+    """Resume the run in OUT; its stored settings hold where no flag says otherwise."""
     backend: BackendOption = "auto"
     device: DeviceOption = "auto"
     limit_steps: int | None = None
-    """Stop after this many steps of the whole run; --resume goes on from there."""
+    """Stop after this many steps of the whole run; --resume continues from there."""
     target_top1: float | None = None
     """Stop after the epoch whose validation top-1 (0 to 1) reaches this."""
     checkpoint_minutes: float = 10.0
     """Minutes after which last.pt is written within an epoch, too."""
     log_every: int = 50
-    """Steps between two readings of loss and accuracy, each a printed line."""
+    """Steps between two printed lines of loss and accuracy."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -77,11 +77,11 @@ class TrainFlags:
 
     packed: PackedOption
     out: Path
-    """Run folder to create, or to go on with under --resume."""
+    """Run folder to create, or to resume under --resume."""
     recipe: Annotated[str, tyro.conf.arg(metavar="{fast,fast-bn,seed,strong,FILE.json}")] = "fast"
     """Defaults of the flags below: fast, fast-bn (BatchNorm), seed (the reference), strong, or a
     stored recipe: a file of such fields, or the config.json of a run."""
-    name: tyro.conf.Suppress[RecipeName] = "fast"
+    name: Annotated[RecipeName, tyro.conf.Fixed, tyro.conf.Suppress] = "fast"
     data: DataRecipe = field(default_factory=DataRecipe)
     network: NetworkRecipe = field(default_factory=NetworkRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)

@@ -173,7 +173,7 @@ def open_run(
         The run. On rank 0 its folder has been made, with config.json in it.
 
     Raises:
-        CheckpointError: the run folder is taken, or cannot be gone on with.
+        CheckpointError: the run folder is taken, or cannot be resumed.
         ShardError: the run was started on another data set.
         BackendUnavailable, ValueError: as `build_trainer`, or a setting that cannot change.
     """
@@ -183,7 +183,7 @@ def open_run(
     checkpoint, was_previous = None, False
     if options.resume:
         if folder is None:
-            raise ValueError("resume needs out: the run folder to go on with")
+            raise ValueError("resume needs out: the run folder to resume")
         check_unchanged(recipe, read_settings(folder.path)[0])
         checkpoint, was_previous = folder.read_last(device)
     elif folder is not None:
@@ -329,7 +329,7 @@ def fit(
     Args:
         dataset: from `open_dataset`, or the folder that it opens.
         recipe: what to train, and how: `Recipe.named("fast", epochs=3)`.
-        out: run folder to create, or to go on with under `options.resume`; None writes nothing.
+        out: run folder to create, or to resume under `options.resume`; None writes nothing.
         model: gives logits [B, K], K the classes of the data set, or a tuple that begins with
             them. It is moved to the device and trained in place from the weights it has; `arch`,
             `init` and `dropout` of the recipe say nothing of it. None: the recipe's own network.
@@ -343,7 +343,7 @@ def fit(
         The run, with `model`, `history` and `best`.
 
     Raises:
-        CheckpointError: `out` is taken, or cannot be gone on with.
+        CheckpointError: `out` is taken, or cannot be resumed.
         DivergedError: the loss became infinite or NaN.
         ShardError: the folder holds no data set, or the run was started on another one.
         BackendUnavailable: a device or a loader backend that was asked for cannot run here.

@@ -2,7 +2,7 @@
 
     config.json     the resolved recipe, options, what was probed, the data set, versions
     metrics.jsonl   one JSON object an epoch; metrics.csv the same as a table
-    last.pt         goes on with the run; previous.pt is the one before it
+    last.pt         resumes the run; previous.pt is the one before it
     best.pt         the weights with the best validation top-1
 
 From: `fit`, after each epoch and when it is stopped.
@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The checkpoint that goes on."""
+        """The checkpoint that is resumed."""
         return self.path / "last.pt"
 
     @property
@@ -94,7 +94,7 @@ class RunFolder:
         passing = (".partial", ".lock")  # a killed run leaves them before it has written anything
         if self.path.exists() and any(file.suffix not in passing for file in self.path.iterdir()):
             raise CheckpointError(
-                f"{self.path}: exists already; pass --resume to go on with it, or another --out"
+                f"{self.path}: exists already; pass --resume to resume it, or another --out"
             )
 
     def write_config(self, recipe: Recipe, options: RunOptions, resolved: dict[str, Any]) -> None:
@@ -139,14 +139,14 @@ class RunFolder:
         """Read last.pt, or the one before it if that is missing or damaged, with a warning.
 
         Returns:
-            The checkpoint, None if the run ended before it wrote one, so it begins anew; and
+            The checkpoint, None if the run ended before it wrote one, so it starts over; and
             whether it was previous.pt.
 
         Raises:
             CheckpointError: there are checkpoints, and none can be read.
         """
         if not self.last.exists() and not self.previous.exists():
-            logger.warning("%s: no checkpoint yet; the run begins anew", self.path)
+            logger.warning("%s: no checkpoint yet; the run starts over", self.path)
             return None, False
         try:
             return read_checkpoint(self.last, ResumeCheckpoint, device), False
@@ -154,7 +154,7 @@ class RunFolder:
             if not self.previous.exists():
                 raise
             checkpoint = read_checkpoint(self.previous, ResumeCheckpoint, device)
-            logger.warning("%s; going on from previous.pt, step %s", error, checkpoint.step)
+            logger.warning("%s; resuming from previous.pt, step %s", error, checkpoint.step)
             return checkpoint, True
 
 

@@ -49,7 +49,7 @@ def parse_train_flags(argv: Sequence[str]) -> TrainFlags:
     """Parse the flags of `train` over the defaults of --recipe, or of the run under --resume.
 
     Raises:
-        CheckpointError: there is no run to go on with, or its settings cannot be read.
+        CheckpointError: there is no run to resume, or its settings cannot be read.
         OSError: the file that --recipe names cannot be read.
         ValueError: --recipe is none, or another than that of the run.
     """
@@ -61,7 +61,7 @@ def parse_train_flags(argv: Sequence[str]) -> TrainFlags:
         if given is not None and recipe.name != stored.name:
             raise ValueError(
                 f"recipe must stay {stored.name!r} within a run, got {given!r}; leave it out, or "
-                "start anew with another --out"
+                "start over with another --out"
             )
         recipe = replace(stored, **changes)
     parts = {name: _part_of(recipe, part) for name, part in PARTS.items()}
@@ -166,8 +166,6 @@ def read_settings(folder: Path) -> tuple[Recipe, RunOptions]:
         kept = {name: options[name] for name in KEPT_OPTIONS if name in options}
         return recipe, TypeAdapter(RunOptions).validate_python(kept)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder}: no run to go on with; start one without --resume"
-        ) from error
+        raise CheckpointError(f"{folder}: no run to resume; start one without --resume") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({_name_fault(error)}); start anew") from error
+        raise CheckpointError(f"{path}: damaged ({_name_fault(error)}); start over") from error

@@ -282,7 +282,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
             "packed folder; run 'tinyvgg pack'"
         ) from error
     except OSError as error:
-        raise ShardError(f"{path}: {error.strerror}; check the disk and its rights") from error
+        raise ShardError(f"{path}: {error.strerror}; check the disk and the permissions") from error
     return parse_manifest(data, str(path)), hashlib.sha256(data).hexdigest()
 
 
@@ -316,7 +316,7 @@ def _reopen_dataset(folder: Path, manifest_sha256: str) -> PackedDataset:
     if dataset.manifest_sha256 != manifest_sha256:
         raise ShardError(
             f"{folder}: manifest {dataset.manifest_sha256[:12]}…, {manifest_sha256[:12]}… was "
-            "pickled; it was packed again since, open it anew"
+            "pickled; it was packed again since, open it again"
         )
     return dataset
 

@@ -36,13 +36,13 @@ class DataRecipe:
     augment: bool = True
     """Crop and flip images, as --crop-pixels and --flip say."""
     crop_pixels: int = CROP_PIXELS
-    """Pixels a crop is off at most, 0 to 8; 0: no crops."""
+    """Shift crops by up to this many pixels in each direction, 0 to 8; 0: no crops."""
     flip: bool = True
-    """Mirror every other image."""
+    """Flip half of the images left to right."""
     statistics: Literal["packed", "reference"] = "packed"
     """Mean and std that normalize pixels: those of the packed train split, or the reference's."""
     seed: int = 0
-    """Seed of weights, order, crops, flips and dropout."""
+    """Random seed of weights, order, crops, flips and dropout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ class NetworkRecipe:
     init: Literal["he", "default"] = "he"
     """Initial weights: He's, or PyTorch's default as the reference has it."""
     dropout: float = 0.0
-    """Probability after each group of convolutions; of other archs, before the classifier."""
+    """After each group of convolutions in vgg_net, before the classifier in other networks."""
     ema_decay: float = 0.0
-    """Part of the averaged weights that a step keeps, 0.999 say; they are scored. 0: none."""
+    """EMA decay per step, 0.999 for example; the averaged weights are scored. 0: no EMA."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +80,15 @@ class OptimizerRecipe:
     """What a step does to the weights."""
 
     optimizer: Literal["muon", "adamw", "adam", "sgd"] = "muon"
-    """muon (adamw but for convolutions), adamw, sgd (Nesterov, momentum 0.9), or adam."""
+    """muon (adamw for what is no convolution), adamw, sgd (Nesterov, momentum 0.9), or adam."""
     learning_rate: float = 0.0
-    """Peak learning rate; muon and sgd need about 30 times adamw's. 0: the recipe's, by device."""
+    """Peak learning rate. Muon and SGD need about 30 times AdamW's. 0: the recipe's, by device."""
     weight_decay: float = 0.0
-    """Of weights, not biases; of muon, adamw and sgd."""
+    """Weight decay of weights, not of biases; of muon, adamw and sgd."""
     clip_norm: float = 0.0
     """Global gradient norm above which gradients are scaled down; 0 turns it off."""
     label_smoothing: float = 0.1
-    """Probability spread evenly over all classes in the target."""
+    """Label smoothing: probability spread evenly over all classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class SpeedRecipe:
     compile_mode: Literal["auto", "default", "reduce-overhead", "max-autotune"] = "auto"
     """Of torch.compile: reduce-overhead replays CUDA graphs, max-autotune also tries kernels."""
     accumulate: int = 1
-    """Parts that a step's images are cut into, one after the other, to save memory."""
+    """Micro-batches a step is split into, whose gradients add up; saves memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,7 @@ def resolve_steps(recipe: Recipe, device_type: str, num_images: int, num_parts: 
 
 
 def check_unchanged(recipe: Recipe, stored: Recipe) -> None:
-    """Refuse to go on with a run under settings that it cannot change.
+    """Refuse to resume a run under settings that it cannot change.
 
     Raises:
         ValueError: one of `FIXED_FIELDS` is another than the run was started with.
@@ -279,5 +279,5 @@ def check_unchanged(recipe: Recipe, stored: Recipe) -> None:
         if found != needed:
             raise ValueError(
                 f"{name} must stay {needed!r} within a run, got {found!r}; leave it out, or start "
-                "anew with another --out"
+                "over with another --out"
             )

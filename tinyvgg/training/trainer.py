@@ -308,7 +308,7 @@ class Trainer:
         found = f"loss {loss}" if not math.isfinite(loss) else "a weight that is infinite or NaN"
         if not (math.isfinite(loss) and self.has_finite_weights()):
             raise DivergedError(
-                f"step {self.step:,}: {found}, the run has diverged; start anew with a lower "
+                f"step {self.step:,}: {found}, the run has diverged; start over with a lower "
                 "--learning-rate (the checkpoint before it is kept)"
             )
         self.epoch_meter.sums += window.sums
@@ -354,7 +354,7 @@ class Trainer:
         """Go on where `state` was taken.
 
         Raises:
-            CheckpointError: it holds no state to go on with.
+            CheckpointError: it holds no state to resume from.
             ShardError: it was taken on another data set.
         """
         try:
@@ -376,5 +376,5 @@ class Trainer:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"last.pt: of another network or recipe ({error}); start anew"
+                f"last.pt: of another network or recipe ({error}); start over"
             ) from error
