@@ -50,7 +50,7 @@ def reference_step() -> Callable[[torch.Tensor, torch.Tensor], int]:
         optimizer.zero_grad()
         logits, _ = model(images)
         loss = nn.functional.cross_entropy(logits, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         loss.item()
         (logits.argmax(1) == labels).sum().item()

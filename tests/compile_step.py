@@ -32,7 +32,7 @@ pretend_cuda(CAPABILITY)
 import torch  # noqa: E402
 import torch._inductor.config  # noqa: E402
 from torch import Tensor  # noqa: E402
-from torch._functorch.aot_autograd import make_boxed_func  # noqa: E402
+from torch._functorch.aot_autograd import make_boxed_func  # type: ignore[attr-defined]  # noqa: E402
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # noqa: E402
 from torch._inductor.fx_passes.replace_random import replace_random_passes  # noqa: E402
 from torch._inductor.utils import run_and_get_code  # noqa: E402
@@ -62,9 +62,9 @@ def capture_graphs(function: Callable[..., Any], *arguments: Tensor) -> list[Gra
         graphs.append((graph, list(inputs)))
         (output,) = (node for node in graph.graph.nodes if node.op == "output")
         shapes = [
-            None if node is None else (v.size(), v.stride(), v.dtype)
+            None if node is None else (v.size(), v.stride(), v.dtype)  # type: ignore[union-attr]
             for node in output.args[0]
-            for v in [None if node is None else node.meta["val"]]
+            for v in [node if node is None else node.meta["val"]]
         ]
         return make_boxed_func(
             lambda *_: [s and torch.empty_strided(s[0], s[1], dtype=s[2]) for s in shapes]
@@ -83,7 +83,7 @@ def capture_graphs(function: Callable[..., Any], *arguments: Tensor) -> list[Gra
 def step_graphs() -> list[Graph]:
     """Return forward and backward of recipe `fast` with dropout, in fp16."""
     # what CUDA's dropout is; on the CPU, where this is traced, there is no such operation
-    Dropout.forward = lambda self, images: torch.native_dropout(images, self.p, True)[0]  # type: ignore[method-assign,assign,misc]
+    Dropout.forward = lambda self, images: torch.native_dropout(images, self.p, True)[0]  # type: ignore[method-assign, assignment]
     config = Recipe(dropout=0.1)
     loss = BatchLoss(build_model(config, 100).train(), "fp16", config.label_smoothing)
     images = torch.zeros(BATCH, 3, 64, 64).contiguous(memory_format=torch.channels_last)
@@ -93,12 +93,12 @@ def step_graphs() -> list[Graph]:
 def muon_graphs() -> list[Graph]:
     """Return the graph of Muon's update of the ten convolutions, without weight decay."""
     model = build_model(Recipe(), 100)
-    weights = [parameter for parameter in model.parameters() if parameter.dim() == 4]
-    others = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
+    weights: list[Tensor] = [parameter for parameter in model.parameters() if parameter.dim() == 4]
+    momenta, squares = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
     counts = [torch.zeros(()) for _ in weights]
 
     def update(rate: Tensor) -> None:
-        update_convolutions(weights, *others, counts, rate, 0.0, torch.bfloat16, True)
+        update_convolutions(weights, momenta, squares, counts, rate, 0.0, torch.bfloat16, True)
 
     with torch.no_grad():
         return capture_graphs(update, torch.ones(()))
@@ -111,15 +111,15 @@ def pixel_pass_graphs() -> list[Graph]:
     flip, fill = torch.zeros(BATCH, dtype=torch.bool), torch.zeros(3, dtype=torch.uint8)
     constants = (fill, torch.ones(3), torch.ones(3))
 
-    def take(*arguments: Tensor) -> Tensor:
-        return transform_images(*arguments, dtype=torch.float16)
+    def take(*arguments: Any) -> Tensor:
+        return transform_images(*arguments, dtype=torch.float16)  # type: ignore[misc]
 
     return capture_graphs(take, stored, torch.arange(BATCH), offsets, offsets, flip, *constants)
 
 
 def move_to_cuda(graph: torch.fx.GraphModule, inputs: list[Any]) -> list[Any]:
     """Let a graph be one of CUDA; return its fake inputs there."""
-    on_cpu = next(v for n in graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor))
+    on_cpu: Any = next(v for n in graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor))
     with V.set_fake_mode(on_cpu.fake_mode):
         replace_random_passes(graph)
     for node in graph.graph.nodes:

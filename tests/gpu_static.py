@@ -67,7 +67,7 @@ class SanitizedRuntime(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.handler = sanitizer.EventHandler()
         self.numbers = itertools.count(1)
         self.model_stream = self.active = SanitizedStream(self)
@@ -174,7 +174,7 @@ class HostSyncSpy(TorchDispatchMode):
     """Lists operations that would make the host wait for the device, or copy to it in secret."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.hits: list[str] = []
 
     def __torch_dispatch__(
@@ -275,11 +275,11 @@ def pretend_cuda(capability: tuple[int, int]) -> None:
 
     driver.set_active(PretendedDriver())
     driver._default = driver._active
-    _triton.has_triton = lambda: True
+    _triton.has_triton = lambda: True  # type: ignore[assignment]
     triton_helpers.set_driver_to_gpu = lambda: None
     # compiled to a cubin, never loaded
-    CachingAutotuner._make_launchers = lambda self: setattr(self, "launchers", [])
-    FakeTensorMode.avoid_device_init = property(lambda self: True)
+    CachingAutotuner._make_launchers = lambda self: setattr(self, "launchers", [])  # type: ignore[method-assign]
+    FakeTensorMode.avoid_device_init = property(lambda self: True)  # type: ignore[assignment, method-assign]
 
 
 def allow_cuda_autocast() -> None:

@@ -61,7 +61,8 @@ def _device_of(data: bytes) -> str:
         if number == 4:
             argument = dict(_fields(value))
             if argument.get(1) == b"device":
-                return next(v.decode() for n, v in _fields(value) if n > 2 and v in DEVICES)
+                device: str = next(v.decode() for n, v in _fields(value) if n > 2 and v in DEVICES)
+                return device
     return ""
 
 

@@ -25,6 +25,7 @@ from tinyvgg.inference.evaluate import evaluate_network
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import resize_images
 from tinyvgg.loading.loader import Loader
+from tinyvgg.options import Backend
 from tinyvgg.runs.config import RunOptions
 from tinyvgg.runs.fit import open_run, train_run
 from tinyvgg.shards.store import PackedDataset
@@ -87,6 +88,7 @@ def run_to_end(trainer: Trainer) -> list[float]:
     while trainer.step < trainer.num_steps:
         for _ in trainer.train_epoch():
             pass
+        assert trainer.trained is not None
         losses.append(trainer.trained.train_loss)
         trainer.trained = None
     return losses
@@ -116,7 +118,7 @@ def keep_busy() -> None:
 @every_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_batches_on_the_device_equal_those_of_the_cpu(
-    packed: PackedDataset, backend: str, dtype: torch.dtype
+    packed: PackedDataset, backend: Backend, dtype: torch.dtype
 ) -> None:
     config = LoaderConfig(backend="torch", batch_size=5, drop_last=False)
     on_cpu = open_loader(packed, "train", config, dtype=dtype)
@@ -144,7 +146,7 @@ def test_torch_and_resident_are_bit_equal_on_one_device(
 
 @every_backend
 def test_no_slot_is_written_while_a_busy_device_still_reads_it(
-    pack_arrays: Callable[..., PackedDataset], backend: str
+    pack_arrays: Callable[..., PackedDataset], backend: Backend
 ) -> None:
     numbers = np.arange(4096 if HAS_GPU else 256)
     values = (numbers % 251).astype(np.uint8)[:, None, None, None]
@@ -164,7 +166,7 @@ def test_no_slot_is_written_while_a_busy_device_still_reads_it(
 
 @every_backend
 def test_a_loader_that_is_left_early_or_jumps_gives_the_right_batches(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader = open_on_device(packed, backend, torch.uint8)
     reference = open_loader(packed, "train", LoaderConfig("torch", batch_size=5, drop_last=False))
@@ -242,7 +244,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_losses_of_one_that_was
 
 @pytest.mark.gpu
 @every_backend
-def test_reading_never_makes_the_host_wait(packed: PackedDataset, backend: str) -> None:
+def test_reading_never_makes_the_host_wait(packed: PackedDataset, backend: Backend) -> None:
     loader = open_on_device(packed, backend, torch.bfloat16)
     for batch in loader.epoch(0):  # compiles, allocates
         total = batch.images.float().sum()
@@ -323,7 +325,7 @@ def test_scoring_never_makes_the_host_wait_before_its_end(bright: PackedDataset)
 
 @pytest.mark.gpu
 @every_backend
-def test_memory_does_not_grow_over_three_epochs(bright: PackedDataset, backend: str) -> None:
+def test_memory_does_not_grow_over_three_epochs(bright: PackedDataset, backend: Backend) -> None:
     training = start_training(bright, backend=backend)
     allocated, used = [], []
 
@@ -402,7 +404,9 @@ def test_a_step_copies_no_layout_and_nothing_but_its_batch(bright: PackedDataset
         take(num_steps)
 
     on_device = [
-        event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA
+        event
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
     ]
     names = [event.name for event in on_device]
     copies = [name for name in names if "Memcpy" in name and "DtoD" not in name]

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ class EveryResult(torch.utils._python_dispatch.TorchDispatchMode):
     """Keeps every operation, and every tensor that one gives."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.results: list[tuple[str, Tensor]] = []
         self.calls: list[str] = []
 
@@ -155,7 +155,7 @@ def test_averaging_weights_asks_nothing_of_the_device_in_one_call() -> None:
     average = AveragedNetwork(model, 0.9)
     with FakeTensorMode():
         build_on_cuda(model)
-        build_on_cuda(average.module)
+        build_on_cuda(cast(VGG_Net, average.module))
         average.update(model)
         with EveryResult() as seen, HostSyncSpy() as spy:
             average.update(model)

@@ -126,9 +126,12 @@ def test_the_network_is_scored_in_eval_mode_and_put_back(dataset: PackedDataset)
     modes: list[bool] = []
     network = PixelNetwork().train()
     compute_logits = network.compute_logits
-    network.compute_logits = lambda images: (  # type: ignore[method-assign]
-        modes.append(network.training) or compute_logits(images)
-    )
+
+    def note_mode(images: Tensor) -> Tensor:
+        modes.append(network.training)
+        return compute_logits(images)
+
+    network.compute_logits = note_mode  # type: ignore[method-assign]
     loader = open_loader(dataset, "val", LoaderConfig(batch_size=32))
 
     evaluate_network(network, loader, 7, amp="off", device=CPU)

@@ -17,6 +17,7 @@ from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Batch, Normalization, PixelPass
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
+from tinyvgg.options import Backend
 from tinyvgg.shards.store import PackedDataset
 
 BACKENDS = ["torch", "resident", pytest.param("dali", marks=pytest.mark.dali)]
@@ -27,7 +28,9 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-def open_raw(dataset: PackedDataset, backend: str, split: str = "train", **fields: Any) -> Loader:
+def open_raw(
+    dataset: PackedDataset, backend: Backend, split: str = "train", **fields: Any
+) -> Loader:
     """Open a loader of stored pixels, in batches of 5 without crop and flip by default."""
     config = LoaderConfig(**{"backend": backend, "batch_size": 5, "augment": False, **fields})
     return open_loader(dataset, split, config, dtype=torch.uint8)

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import shutil
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -23,8 +24,8 @@ def draw_images(height: int, width: int) -> np.ndarray:
 
 
 def test_a_batch_can_be_rebuilt_as_lightning_moves_it_to_a_device() -> None:
-    tensors = [torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.zeros(2)]
-    batch = Batch(*tensors, num_valid=2)
+    tensors = (torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.zeros(2))
+    batch = Batch(*tensors, 2)
 
     moved = copy.copy(batch)
     for field in dataclasses.fields(batch):
@@ -59,7 +60,7 @@ def transform(
     rows: list[int],
     crops: list[tuple[int, int, bool]],
     dtype: torch.dtype,
-    function: object = transform_images,
+    function: Callable[..., Tensor] = transform_images,
 ) -> Tensor:
     normalization = Normalization(MEAN, STD)
     constants = (normalization.fill, normalization.scale, normalization.shift)

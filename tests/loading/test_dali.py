@@ -31,14 +31,22 @@ from tests.serialized_pipeline import read_pipeline
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Batch
+from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.shards.store import PackedDataset
 
-dali = pytest.importorskip("tinyvgg.loading.dali", exc_type=BackendUnavailable)
+# it raises an error of ours, which is no ImportError
+dali = pytest.importorskip("tinyvgg.loading.dali", exc_type=BackendUnavailable)  # type: ignore[arg-type]
 pytestmark = pytest.mark.dali
 
 HALF_UNITS = {torch.float16: 2**-10, torch.bfloat16: 2**-7}  # spacing of the type at 1 to 2
+
+
+def feed_of(loader: Loader) -> Any:
+    """Return the feed of a loader's pipeline."""
+    source: Any = loader.source
+    return source.pipeline.feed
 
 
 def assert_close(images: Tensor, expected: Tensor) -> None:
@@ -152,12 +160,12 @@ def test_prefetching_goes_over_the_end_of_an_epoch_into_the_next(packed: PackedD
     loader = open_raw(packed, "dali")
 
     read_epochs(loader, range(1))
-    feed = loader.source.pipeline.feed
+    feed = feed_of(loader)
 
     assert feed.next_iteration == len(loader) + dali.PREFETCH
     assert feed.locate(feed.next_iteration - 1)[0] is loader.plan(loader.state)
     list(loader)
-    assert loader.source.pipeline.feed is feed
+    assert feed_of(loader) is feed
     assert feed.next_iteration == 2 * len(loader) + dali.PREFETCH
 
 
@@ -181,12 +189,12 @@ def test_what_an_iteration_reads_depends_on_its_number_alone(packed: PackedDatas
 def test_a_jump_costs_no_more_batches_than_were_under_way(packed: PackedDataset) -> None:
     loader = open_raw(packed, "dali")
     list(islice(loader.epoch(0), 2))
-    before = loader.source.pipeline.feed.next_iteration
+    before = feed_of(loader).next_iteration
 
     batches = read_epochs(loader, range(7, 8))
 
     assert_same(batches, read_epochs(open_raw(packed, "torch"), range(7, 8)))
-    feed = loader.source.pipeline.feed
+    feed = feed_of(loader)
     assert feed.first == before
     assert feed.next_iteration == before + len(loader) + dali.PREFETCH
 
@@ -219,7 +227,7 @@ def test_an_error_names_the_images_and_their_shards(packed: PackedDataset) -> No
     next(batches)
     next(batches)
 
-    feed = loader.source.pipeline.feed
+    feed = feed_of(loader)
     feed.slots[:] = [slot.float() for slot in feed.slots]  # DALI was promised uint8
     with pytest.raises(BackendUnavailable) as raised:
         list(batches)

@@ -144,7 +144,7 @@ def test_threads_end_with_the_epoch_or_where_it_is_left(num_threads: int) -> Non
     batches = host_batches(kernel, addresses, plan)
     next(batches)
     assert 1 <= len(set(threading.enumerate()) - before) <= num_threads
-    batches.close()
+    batches.close()  # type: ignore[attr-defined]
     assert set(threading.enumerate()) == before
 
     assert len(list(host_batches(kernel, addresses, plan))) == 12

@@ -20,13 +20,14 @@ from tests.loading.contract import (
 )
 from tinyvgg.errors import ShardError
 from tinyvgg.loading import LoaderConfig, open_loader
+from tinyvgg.options import Backend
 from tinyvgg.shards.store import PackedDataset
 
 pytestmark = pytest.mark.usefixtures("three_threads")
 
 
 @every_backend
-def test_equal_seed_and_epoch_give_equal_batches(packed: PackedDataset, backend: str) -> None:
+def test_equal_seed_and_epoch_give_equal_batches(packed: PackedDataset, backend: Backend) -> None:
     once, twice = (open_raw(packed, backend, seed=3, augment=True) for _ in range(2))
 
     assert_same(read_epochs(once, range(2, 4)), read_epochs(twice, range(2, 4)))
@@ -34,7 +35,7 @@ def test_equal_seed_and_epoch_give_equal_batches(packed: PackedDataset, backend:
 
 @every_backend
 def test_the_next_epoch_and_another_seed_have_another_order(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader, other = open_raw(packed, backend), open_raw(packed, backend, seed=1)
 
@@ -50,7 +51,7 @@ def test_the_next_epoch_and_another_seed_have_another_order(
     [(33, True, 1), (33, False, 1), (32, True, 1), (32, False, 2), (34, False, 1), (1, True, 33)],
 )
 def test_len_is_the_steps_of_an_epoch(
-    packed: PackedDataset, backend: str, batch_size: int, drop_last: bool, steps: int
+    packed: PackedDataset, backend: Backend, batch_size: int, drop_last: bool, steps: int
 ) -> None:
     loader = open_raw(packed, backend, batch_size=batch_size, drop_last=drop_last)
 
@@ -59,7 +60,7 @@ def test_len_is_the_steps_of_an_epoch(
 
 @every_backend
 def test_train_is_shuffled_augmented_and_cut_by_default_and_val_is_not(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     config = LoaderConfig(backend=backend, batch_size=5)
 
@@ -79,7 +80,7 @@ def test_train_is_shuffled_augmented_and_cut_by_default_and_val_is_not(
     "fields", [{"augment": False, "crop_pixels": 8}, {"crop_pixels": 0, "flip": False}], ids=str
 )
 def test_what_neither_crops_nor_flips_does_not_augment(
-    packed: PackedDataset, backend: str, fields: dict[str, Any]
+    packed: PackedDataset, backend: Backend, fields: dict[str, Any]
 ) -> None:
     loader = open_raw(packed, backend, **{"augment": True, **fields})
 
@@ -89,7 +90,7 @@ def test_what_neither_crops_nor_flips_does_not_augment(
 
 @every_backend
 def test_iterating_goes_through_one_epoch_after_the_other(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader, reference = open_raw(packed, backend), open_raw(packed, backend)
 
@@ -101,7 +102,7 @@ def test_iterating_goes_through_one_epoch_after_the_other(
 
 @every_backend
 def test_iterating_after_an_epoch_goes_on_with_the_next(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader, reference = open_raw(packed, backend), open_raw(packed, backend)
 
@@ -112,7 +113,7 @@ def test_iterating_after_an_epoch_goes_on_with_the_next(
 
 
 @every_backend
-def test_an_epoch_can_be_run_again_from_its_start(packed: PackedDataset, backend: str) -> None:
+def test_an_epoch_can_be_run_again_from_its_start(packed: PackedDataset, backend: Backend) -> None:
     loader = open_raw(packed, backend)
 
     first = read_epochs(loader, range(1))
@@ -124,7 +125,7 @@ def test_an_epoch_can_be_run_again_from_its_start(packed: PackedDataset, backend
 @every_backend
 @pytest.mark.parametrize("num_read", [1, 3, 5])
 def test_iterating_again_after_a_break_begins_the_epoch_again(
-    packed: PackedDataset, backend: str, num_read: int
+    packed: PackedDataset, backend: Backend, num_read: int
 ) -> None:
     loader = open_raw(packed, backend)
     expected = read_epochs(open_raw(packed, backend), range(4, 6))
@@ -138,7 +139,7 @@ def test_iterating_again_after_a_break_begins_the_epoch_again(
 
 
 @every_backend
-def test_a_batch_taken_for_a_look_is_not_lost(packed: PackedDataset, backend: str) -> None:
+def test_a_batch_taken_for_a_look_is_not_lost(packed: PackedDataset, backend: Backend) -> None:
     loader = open_raw(packed, backend)
     expected = read_epochs(open_raw(packed, backend), range(1))
 
@@ -150,7 +151,7 @@ def test_a_batch_taken_for_a_look_is_not_lost(packed: PackedDataset, backend: st
 
 @every_backend
 def test_the_last_batch_ends_the_epoch_though_the_loop_is_left_there(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader = open_raw(packed, backend)
 
@@ -161,7 +162,7 @@ def test_the_last_batch_ends_the_epoch_though_the_loop_is_left_there(
 
 @every_backend
 def test_an_epoch_is_the_one_asked_for_however_late_it_is_read(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader = open_raw(packed, backend)
     expected = read_epochs(open_raw(packed, backend), range(2))
@@ -173,7 +174,7 @@ def test_an_epoch_is_the_one_asked_for_however_late_it_is_read(
 
 
 @every_backend
-def test_two_loaders_can_be_read_in_turn(packed: PackedDataset, backend: str) -> None:
+def test_two_loaders_can_be_read_in_turn(packed: PackedDataset, backend: Backend) -> None:
     train, val = open_raw(packed, backend, batch_size=16), open_raw(packed, backend, "val")
     expected = [read_epochs(train, range(1)), read_epochs(val, range(1))]
 
@@ -184,7 +185,7 @@ def test_two_loaders_can_be_read_in_turn(packed: PackedDataset, backend: str) ->
 
 
 @every_backend
-def test_set_epoch_says_which_epoch_begins_next(packed: PackedDataset, backend: str) -> None:
+def test_set_epoch_says_which_epoch_begins_next(packed: PackedDataset, backend: Backend) -> None:
     loader, other = open_raw(packed, backend), open_raw(packed, backend)
 
     for epoch in (0, 1, 3):
@@ -203,7 +204,7 @@ def test_set_epoch_keeps_a_state_that_was_loaded_for_this_epoch(packed: PackedDa
 
 
 @every_backend
-def test_a_closed_loader_gives_no_more_batches(packed: PackedDataset, backend: str) -> None:
+def test_a_closed_loader_gives_no_more_batches(packed: PackedDataset, backend: Backend) -> None:
     with open_raw(packed, backend) as loader:
         assert len(list(loader)) == len(loader)
 
@@ -219,7 +220,7 @@ def test_the_dataset_of_a_loader_is_its_split(packed: PackedDataset) -> None:
 
 
 @every_backend
-def test_epoch_must_not_be_negative(packed: PackedDataset, backend: str) -> None:
+def test_epoch_must_not_be_negative(packed: PackedDataset, backend: Backend) -> None:
     loader = open_raw(packed, backend)
 
     with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
@@ -229,7 +230,7 @@ def test_epoch_must_not_be_negative(packed: PackedDataset, backend: str) -> None
 @every_backend
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_state_counts_what_was_yielded(
-    packed: PackedDataset, backend: str, drop_last: bool
+    packed: PackedDataset, backend: Backend, drop_last: bool
 ) -> None:
     loader = open_raw(packed, backend, seed=9, drop_last=drop_last)
     states = [loader.state_dict()]
@@ -244,7 +245,7 @@ def test_state_counts_what_was_yielded(
 
 
 @every_backend
-def test_state_is_json_under_1_kb(packed: PackedDataset, backend: str) -> None:
+def test_state_is_json_under_1_kb(packed: PackedDataset, backend: Backend) -> None:
     loader = open_raw(packed, backend, seed=2**64 - 1)
     next(iter(loader))
 
@@ -258,9 +259,9 @@ def test_state_is_json_under_1_kb(packed: PackedDataset, backend: str) -> None:
 @every_backend
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_resuming_at_any_batch_of_two_epochs_gives_the_rest(
-    packed: PackedDataset, backend: str, drop_last: bool
+    packed: PackedDataset, backend: Backend, drop_last: bool
 ) -> None:
-    fields = {"seed": 3, "augment": True, "drop_last": drop_last}
+    fields: dict[str, Any] = {"seed": 3, "augment": True, "drop_last": drop_last}
     expected = read_epochs(open_raw(packed, backend, **fields), range(3))
     steps = len(expected) // 3
 
@@ -280,7 +281,7 @@ def test_resuming_at_any_batch_of_two_epochs_gives_the_rest(
 
 @every_backend
 def test_a_run_that_was_interrupted_twice_gives_the_rest(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     expected = read_epochs(open_raw(packed, backend), range(2))
     state = open_raw(packed, backend).state_dict()
@@ -299,7 +300,9 @@ def test_a_run_that_was_interrupted_twice_gives_the_rest(
 
 
 @every_backend
-def test_a_state_that_is_loaded_and_saved_is_the_same(packed: PackedDataset, backend: str) -> None:
+def test_a_state_that_is_loaded_and_saved_is_the_same(
+    packed: PackedDataset, backend: Backend
+) -> None:
     loader, resumed = open_raw(packed, backend), open_raw(packed, backend, seed=1)
     list(islice(loader, 4))
 
@@ -310,7 +313,7 @@ def test_a_state_that_is_loaded_and_saved_is_the_same(packed: PackedDataset, bac
 
 @every_backend
 def test_a_loaded_state_holds_for_one_epoch_and_not_for_the_next_look(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader = open_raw(packed, backend)
     expected = read_epochs(open_raw(packed, backend), range(3))
@@ -332,7 +335,7 @@ def test_a_loaded_state_holds_for_one_epoch_and_not_for_the_next_look(
 
 @every_backend
 def test_a_loaded_state_is_kept_when_an_old_iterator_ends(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader = open_raw(packed, backend)
     old = iter(loader)
@@ -356,7 +359,7 @@ def test_a_loaded_state_is_kept_when_an_old_iterator_ends(
     ],
 )
 def test_resuming_may_change_backend_and_batch_size(
-    packed: PackedDataset, before: str, after: str, batch_size: int
+    packed: PackedDataset, before: Backend, after: Backend, batch_size: int
 ) -> None:
     uninterrupted = open_raw(packed, before, augment=True, drop_last=False)
     images = {
@@ -382,7 +385,7 @@ def test_resuming_may_change_backend_and_batch_size(
 
 @every_backend
 def test_resuming_with_a_batch_larger_than_the_rest_goes_on_with_the_next_epoch(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader = open_raw(packed, backend)
     list(islice(loader, 4))
@@ -397,7 +400,7 @@ def test_resuming_with_a_batch_larger_than_the_rest_goes_on_with_the_next_epoch(
 
 @every_backend
 def test_the_state_of_another_dataset_is_refused(
-    packed: PackedDataset, pack_arrays: Callable[..., PackedDataset], backend: str
+    packed: PackedDataset, pack_arrays: Callable[..., PackedDataset], backend: Backend
 ) -> None:
     images = np.zeros((33, 64, 64, 3), np.uint8)
     other = pack_arrays("other", images, np.arange(33) % 3, images[:7], np.arange(7) % 3)
@@ -417,7 +420,7 @@ def test_the_state_of_another_dataset_is_refused(
 @pytest.mark.parametrize(
     "change", [{"images_consumed": 34}, {"images_consumed": -1}, {"epoch": -1}], ids=str
 )
-def test_a_state_out_of_range_is_refused(packed: PackedDataset, change: dict[str, int]) -> None:
+def test_a_state_out_of_range_is_refused(packed: PackedDataset, change: dict[str, Any]) -> None:
     loader = open_raw(packed, "torch")
 
     with pytest.raises(ValueError, match="loader state is out of range"):
@@ -425,6 +428,6 @@ def test_a_state_out_of_range_is_refused(packed: PackedDataset, change: dict[str
 
 
 @pytest.mark.parametrize("state", [{}, {"seed": 0}, {"a": 1}], ids=str)
-def test_what_is_no_state_is_refused(packed: PackedDataset, state: dict[str, int]) -> None:
+def test_what_is_no_state_is_refused(packed: PackedDataset, state: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must have seed, epoch, images_consumed, manifest_sha256"):
         open_raw(packed, "torch").load_state_dict(state)

@@ -38,10 +38,11 @@ from tinyvgg.loading import LoaderConfig, host_kernel, open_loader
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.resident import ResidentSource
+from tinyvgg.options import Backend
 from tinyvgg.shards.store import PackedDataset, open_dataset
 
 pytestmark = pytest.mark.usefixtures("three_threads")
-BIT_EQUAL = ["torch", "resident"]
+BIT_EQUAL: list[Backend] = ["torch", "resident"]
 
 
 # what a batch holds
@@ -50,7 +51,7 @@ BIT_EQUAL = ["torch", "resident"]
 @every_backend
 @pytest.mark.parametrize("batch_size", [1, 5, 33, 40])
 def test_an_epoch_without_drop_last_has_each_image_once(
-    packed: PackedDataset, backend: str, batch_size: int
+    packed: PackedDataset, backend: Backend, batch_size: int
 ) -> None:
     loader = open_raw(packed, backend, batch_size=batch_size, drop_last=False)
 
@@ -58,7 +59,9 @@ def test_an_epoch_without_drop_last_has_each_image_once(
 
 
 @every_backend
-def test_an_epoch_with_drop_last_has_no_image_twice(packed: PackedDataset, backend: str) -> None:
+def test_an_epoch_with_drop_last_has_no_image_twice(
+    packed: PackedDataset, backend: Backend
+) -> None:
     ids = valid_ids(read_epochs(open_raw(packed, backend), range(1)))
 
     assert len(ids) == len(set(ids)) == 30
@@ -67,7 +70,7 @@ def test_an_epoch_with_drop_last_has_no_image_twice(packed: PackedDataset, backe
 @every_backend
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_image_label_and_id_travel_together(
-    packed: PackedDataset, backend: str, split: str
+    packed: PackedDataset, backend: Backend, split: str
 ) -> None:
     for batch in open_raw(packed, backend, split, shuffle=True, drop_last=False).epoch(0):
         ids = batch.ids[: batch.num_valid]
@@ -76,7 +79,7 @@ def test_image_label_and_id_travel_together(
 
 
 @every_backend
-def test_stored_pixels_come_out_unchanged(packed: PackedDataset, backend: str) -> None:
+def test_stored_pixels_come_out_unchanged(packed: PackedDataset, backend: Backend) -> None:
     for batch in open_raw(packed, backend).epoch(0):
         stored = packed.train.read_images(batch.ids.numpy())
         assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), stored)
@@ -84,7 +87,7 @@ def test_stored_pixels_come_out_unchanged(packed: PackedDataset, backend: str) -
 
 @every_backend
 def test_the_last_batch_is_padded_behind_its_real_images(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     *full, last = read_epochs(open_raw(packed, backend, drop_last=False), range(1))
 
@@ -101,7 +104,7 @@ def test_the_last_batch_is_padded_behind_its_real_images(
 @every_backend
 @every_dtype
 def test_images_are_channels_last_and_of_the_type_asked_for(
-    packed: PackedDataset, backend: str, dtype: torch.dtype
+    packed: PackedDataset, backend: Backend, dtype: torch.dtype
 ) -> None:
     loader = open_loader(packed, "train", LoaderConfig(backend=backend, batch_size=5), dtype=dtype)
 
@@ -113,7 +116,7 @@ def test_images_are_channels_last_and_of_the_type_asked_for(
 
 
 @every_backend
-def test_labels_and_ids_are_int64(packed: PackedDataset, backend: str) -> None:
+def test_labels_and_ids_are_int64(packed: PackedDataset, backend: Backend) -> None:
     for batch in open_raw(packed, backend, "val").epoch(0):
         assert batch.labels.dtype == batch.ids.dtype == torch.int64
         assert batch.labels.shape == batch.ids.shape == (5,)
@@ -122,7 +125,7 @@ def test_labels_and_ids_are_int64(packed: PackedDataset, backend: str) -> None:
 
 @every_backend
 def test_normalized_images_are_pixels_times_scale_plus_shift(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     config = LoaderConfig(backend=backend, batch_size=5, augment=False)
     mean, std = np.array([0.48, 0.45, 0.4]), np.array([0.28, 0.27, 0.29])
@@ -140,7 +143,7 @@ def test_normalized_images_are_pixels_times_scale_plus_shift(
 )
 def test_images_of_any_size_are_cropped_and_flipped_by_the_plan(
     pack_arrays: Callable[..., PackedDataset],
-    backend: str,
+    backend: Backend,
     size: tuple[int, int],
     crop_pixels: int,
     flip: bool,
@@ -157,7 +160,7 @@ def test_images_of_any_size_are_cropped_and_flipped_by_the_plan(
         axis=-1,
     )
     words = np.random.Philox(key=[0, 0]).random_raw(46)
-    augmentation = {"augment": True, "crop_pixels": crop_pixels, "flip": flip}
+    augmentation: dict[str, Any] = {"augment": True, "crop_pixels": crop_pixels, "flip": flip}
 
     for batch in open_raw(dataset, backend, drop_last=False, **augmentation).epoch(0):
         for image, id_ in list(zip(batch.images, batch.ids, strict=True))[: batch.num_valid]:
@@ -171,7 +174,7 @@ def test_images_of_any_size_are_cropped_and_flipped_by_the_plan(
 @every_backend
 @every_dtype
 def test_a_batch_stays_whole_until_the_next_is_asked_for(
-    packed: PackedDataset, backend: str, dtype: torch.dtype
+    packed: PackedDataset, backend: Backend, dtype: torch.dtype
 ) -> None:
     config = LoaderConfig(backend=backend, batch_size=5)
     loader, other = (open_loader(packed, "train", config, dtype=dtype) for _ in range(2))
@@ -185,7 +188,7 @@ def test_a_batch_stays_whole_until_the_next_is_asked_for(
 @every_backend
 @every_dtype
 def test_a_kept_batch_never_changes(
-    packed: PackedDataset, backend: str, dtype: torch.dtype
+    packed: PackedDataset, backend: Backend, dtype: torch.dtype
 ) -> None:
     config = LoaderConfig(backend=backend, batch_size=2, drop_last=False)
     with open_loader(packed, "train", config, dtype=dtype) as loader:
@@ -196,7 +199,7 @@ def test_a_kept_batch_never_changes(
 
 
 @every_backend
-def test_a_view_of_a_batch_keeps_its_pixels(packed: PackedDataset, backend: str) -> None:
+def test_a_view_of_a_batch_keeps_its_pixels(packed: PackedDataset, backend: Backend) -> None:
     with open_raw(packed, backend, batch_size=2) as loader:
         views = [batch.images[1:, 0] for batch in loader.epoch(0)]
         expected = [batch.images[1:, 0].clone() for batch in loader.epoch(0)]
@@ -205,7 +208,7 @@ def test_a_view_of_a_batch_keeps_its_pixels(packed: PackedDataset, backend: str)
 
 
 @every_backend
-def test_reused_buffers_hold_the_same_batches(packed: PackedDataset, backend: str) -> None:
+def test_reused_buffers_hold_the_same_batches(packed: PackedDataset, backend: Backend) -> None:
     plain, reusing = (
         open_raw(packed, backend, augment=True, reuse_buffers=reuse) for reuse in (False, True)
     )
@@ -214,7 +217,9 @@ def test_reused_buffers_hold_the_same_batches(packed: PackedDataset, backend: st
 
 
 @every_backend
-def test_a_batch_is_unpacked_into_images_and_labels(packed: PackedDataset, backend: str) -> None:
+def test_a_batch_is_unpacked_into_images_and_labels(
+    packed: PackedDataset, backend: Backend
+) -> None:
     for images, labels in open_raw(packed, backend):
         assert [id_ % 3 for id_ in pixel_ids(images)] == labels.tolist()
 
@@ -250,7 +255,7 @@ def test_resident_equals_torch_bit_by_bit_for_two_epochs(
 @every_backend
 @every_leave
 def test_leaving_leaves_no_thread_and_no_process(
-    packed: PackedDataset, backend: str, leave: Callable[[Loader], None]
+    packed: PackedDataset, backend: Backend, leave: Callable[[Loader], None]
 ) -> None:
     loader = open_raw(packed, backend)
 
@@ -265,12 +270,12 @@ def test_leaving_leaves_no_thread_and_no_process(
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_batches_do_not_depend_on_how_many_a_thread_prepares_at_once(
     packed: PackedDataset,
-    backend: str,
+    backend: Backend,
     batches_per_task: int,
     batch_size: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fields = {"batch_size": batch_size, "augment": True, "drop_last": False}
+    fields: dict[str, Any] = {"batch_size": batch_size, "augment": True, "drop_last": False}
     expected = read_epochs(open_raw(packed, backend, **fields), range(2))
     task_bytes = batches_per_task * batch_size * 64 * 64 * 3
     monkeypatch.setattr(host_kernel, "TASK_BYTES", task_bytes)
@@ -282,7 +287,7 @@ def test_batches_do_not_depend_on_how_many_a_thread_prepares_at_once(
 
 @every_backend
 def test_two_iterators_of_one_loader_leave_nothing_behind(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     loader = open_raw(packed, backend)
 
@@ -294,7 +299,7 @@ def test_two_iterators_of_one_loader_leave_nothing_behind(
 @every_backend
 @pytest.mark.parametrize("num_read", [0, 2])
 def test_a_loader_outlives_the_dataset_it_was_opened_with(
-    packed: PackedDataset, backend: str, num_read: int
+    packed: PackedDataset, backend: Backend, num_read: int
 ) -> None:
     expected = read_epochs(open_raw(packed, backend), range(1))
     dataset = open_dataset(packed.folder)
@@ -330,12 +335,16 @@ def test_batches_keep_the_memory_that_they_read(
 
 @every_backend
 def test_nothing_is_kept_when_loader_and_dataset_are_dropped(
-    packed: PackedDataset, backend: str
+    packed: PackedDataset, backend: Backend
 ) -> None:
     dataset = open_dataset(packed.folder)
     loader = open_raw(dataset, backend)
     leave_by_break(loader)
-    owners = [weakref.ref(dataset.train), weakref.ref(loader), weakref.ref(loader.source)]
+    owners: list[Callable[[], Any]] = [
+        weakref.ref(dataset.train),
+        weakref.ref(loader),
+        weakref.ref(loader.source),
+    ]
 
     del dataset, loader
     if backend == "dali":  # a pipeline refers to itself
@@ -346,11 +355,12 @@ def test_nothing_is_kept_when_loader_and_dataset_are_dropped(
 
 @pytest.mark.parametrize("backend", BIT_EQUAL)
 def test_an_error_of_a_backend_reaches_the_loop_and_leaves_nothing_behind(
-    packed: PackedDataset, backend: str, monkeypatch: pytest.MonkeyPatch
+    packed: PackedDataset, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_kernel, "TASK_BYTES", 1)  # one batch a task
     loader = open_raw(packed, backend, augment=True)
-    kernel, fill = loader.source.kernel, loader.source.kernel.fill
+    source: Any = loader.source
+    kernel, fill = source.kernel, source.kernel.fill
 
     with nothing_left_behind():
         batches = loader.epoch(0)
@@ -373,7 +383,7 @@ def read_in_child(loader: Loader, ids: "multiprocessing.SimpleQueue[list[int]]")
 
 
 @pytest.mark.parametrize("backend", BIT_EQUAL)
-def test_a_loader_works_in_a_forked_process(packed: PackedDataset, backend: str) -> None:
+def test_a_loader_works_in_a_forked_process(packed: PackedDataset, backend: Backend) -> None:
     context = multiprocessing.get_context("fork")
     loader = open_raw(packed, backend)
     expected = valid_ids(read_epochs(loader, range(1)))
@@ -393,7 +403,9 @@ def test_a_loader_works_in_a_forked_process(packed: PackedDataset, backend: str)
 
 @pytest.mark.slow
 @every_backend
-def test_a_process_can_exit_with_an_iterator_half_read(packed: PackedDataset, backend: str) -> None:
+def test_a_process_can_exit_with_an_iterator_half_read(
+    packed: PackedDataset, backend: Backend
+) -> None:
     code = (
         "import torch; torch.set_num_threads(3)\n"
         "from tinyvgg.loading import LoaderConfig, open_loader\n"
@@ -546,7 +558,7 @@ def test_on_real_images_resident_goes_on_where_torch_stood_at_10_random_steps(
 @pytest.mark.slow
 @every_backend
 def test_on_real_images_every_id_comes_once_an_epoch_with_its_own_pixels(
-    real_dataset: PackedDataset, backend: str
+    real_dataset: PackedDataset, backend: Backend
 ) -> None:
     loader = open_raw(real_dataset, backend, batch_size=256, drop_last=False)
     train = real_dataset.train

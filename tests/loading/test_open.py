@@ -26,7 +26,7 @@ def world_of(size: int, folder: Path) -> Iterator[None]:
     """Be rank 0 of `size` processes, of which no other exists: opening asks none of them."""
     from torch.testing._internal.distributed import fake_pg  # registers the backend  # noqa: F401
 
-    store = torch.distributed.FileStore(str(folder / "store"), size)
+    store = torch.distributed.FileStore(str(folder / "store"), size)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("fake", store=store, rank=0, world_size=size)
     yield
     torch.distributed.destroy_process_group()
@@ -238,7 +238,7 @@ def first_error(
 ) -> float:
     """Return how far the first batch is from the stored pixels normalized so."""
     batch = next(iter(loader))
-    pixels = dataset.split(loader.split.name).read_images(batch.ids.numpy()) / 255
+    pixels = dataset.split(loader.dataset.name).read_images(batch.ids.numpy()) / 255
     expected = (pixels - np.array(mean)) / np.array(std)
     return float(np.abs(batch.images.permute(0, 2, 3, 1).numpy() - expected).max())
 

@@ -79,7 +79,7 @@ class LateRuntime(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model_stream, self.copy_streams = LateStream(), list[LateStream]()
         self.active = self.model_stream
         self.last_read: dict[int, int] = {}  # address of a slot: operation of the model's stream
@@ -239,7 +239,7 @@ def run_sanitized(dataset: PackedDataset, source_class: type[PinnedSource]) -> S
         batches.close()  # type: ignore[attr-defined]
         for memory in runtime.kept:  # the model's stream gets all device memory back
             memory.zero_()
-    return runtime
+    return runtime  # type: ignore[no-any-return]
 
 
 @pytest.mark.gpu_static

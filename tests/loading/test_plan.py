@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,9 @@ def make_labels(num_images: int) -> np.ndarray:
     return np.arange(num_images) % 10
 
 
-def plan_ranks(num_images: int, world_size: int, **fields: object) -> list[RankEpoch]:
+def plan_ranks(num_images: int, world_size: int, **fields: Any) -> list[RankEpoch]:
     """Return the epoch of every rank; shuffled, augmented and padded unless told otherwise."""
-    settings = {"seed": 5, "epoch": 2, "batch_size": BATCH_SIZE} | {
+    settings: dict[str, Any] = {"seed": 5, "epoch": 2, "batch_size": BATCH_SIZE} | {
         "shuffle": True,
         "augment": True,
         "drop_last": False,
@@ -97,7 +98,8 @@ def test_augmentation_has_golden_values() -> None:
     assert drawn.dy.tolist() == [3, 3, 2, 0, 3, 0]
     assert drawn.dx.tolist() == [-4, 3, 4, -4, -3, 0]
     assert drawn.flip.tolist() == [True, False, True, False, True, True]
-    assert (drawn.dy.dtype, drawn.dx.dtype, drawn.flip.dtype) == (np.int32, np.int32, np.bool_)
+    dtypes = [drawn.dy.dtype, drawn.dx.dtype, drawn.flip.dtype]
+    assert dtypes == [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.bool_)]
 
 
 def test_crops_of_other_sizes_have_golden_values() -> None:
@@ -138,7 +140,8 @@ def test_an_epoch_follows_the_formulas(
     ranks = plan_ranks(num_images, 1, seed=seed, epoch=epoch, **augmentation)
 
     assert valid_lines(ranks) == reference_lines(num_images, seed, epoch, crop_pixels, flip)
-    assert (ranks[0].dy.dtype, ranks[0].dx.dtype, ranks[0].flip.dtype) == ("i4", "i4", "?")
+    dtypes = [ranks[0].dy.dtype, ranks[0].dx.dtype, ranks[0].flip.dtype]
+    assert dtypes == [np.dtype("i4"), np.dtype("i4"), np.dtype("?")]
 
 
 def test_epochs_and_seeds_differ() -> None:

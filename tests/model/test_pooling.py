@@ -29,15 +29,16 @@ def test_outputs_and_gradients_equal_torchs_bit_by_bit(
     try:
         found = pool_relu(ours)
         gradient = torch.randn_like(found)
-        found.backward(gradient)
+        torch.autograd.backward(found, gradient)
     finally:
         torch.set_num_threads(before)
     expected = functional.relu(functional.max_pool2d(theirs, 2))
-    expected.backward(gradient)
+    torch.autograd.backward(expected, gradient)
 
     assert torch.equal(found, expected)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert ours.grad is not None
+    assert theirs.grad is not None
     assert ours.grad.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(ours.grad, theirs.grad)
 
@@ -47,9 +48,11 @@ def test_a_gradient_in_another_layout_is_taken() -> None:
     expected = images.detach().clone().requires_grad_()
     gradient = torch.randn(2, 8, 2, 2)
 
-    pool_relu(images).backward(gradient)
-    functional.relu(functional.max_pool2d(expected, 2)).backward(gradient)
+    torch.autograd.backward(pool_relu(images), gradient)
+    torch.autograd.backward(functional.relu(functional.max_pool2d(expected, 2)), gradient)
 
+    assert images.grad is not None
+    assert expected.grad is not None
     assert torch.equal(images.grad, expected.grad)
 
 
@@ -111,4 +114,5 @@ def test_compiled_outputs_and_gradients_equal_torchs_bit_by_bit() -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     for one, other in zip(ours, theirs, strict=True):
         assert one.grad is not None
+        assert other.grad is not None
         assert torch.equal(one.grad, other.grad)

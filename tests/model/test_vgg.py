@@ -46,7 +46,7 @@ def test_logits_features_and_gradients_equal_the_golden_values_in_float64() -> N
 
     logits, features = model(golden_images())
     loss = nn.functional.cross_entropy(logits, torch.tensor([3, 97]))
-    loss.backward()
+    torch.autograd.backward(loss)
 
     expected = torch.tensor(golden["logits"], dtype=torch.float64)
     assert relative_error(logits, expected) < 1e-10
@@ -145,6 +145,7 @@ def test_configurations_compute_what_torchvisions_do(arch: str) -> None:
     for layer, own in pairs:
         values = layer.state_dict()
         if isinstance(layer, nn.Conv2d) and own.bias is None:  # theirs keeps a bias; BatchNorm
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)  # takes any off again
             del values["bias"]
         own.load_state_dict(values)

@@ -3,6 +3,7 @@
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +20,7 @@ def known_pixels(split: str, name: str, number: int, size: int = 8) -> np.ndarra
     return np.random.default_rng(key).integers(0, 256, (size, size, 3), np.uint8)
 
 
-def write_image(path: Path, pixels: np.ndarray, **options: object) -> None:
+def write_image(path: Path, pixels: np.ndarray, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, "PNG", **options)
 
@@ -57,7 +58,7 @@ def zip_folder(folder: Path, path: Path, compression: int = zipfile.ZIP_DEFLATED
     return path
 
 
-def pack(source: Path, out: Path, **options: object) -> Manifest:
+def pack(source: Path, out: Path, **options: Any) -> Manifest:
     return pack_images(PackConfig(source, out, **options), lambda split, count: lambda num: None)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import zipfile
+from collections.abc import Sequence
 from os import fsencode
 from pathlib import Path
 
@@ -18,7 +19,9 @@ SPLITS = ("train", "train", "val", "val", "train")
 TABLE = [("path", "label", "split"), *zip(FILES, LABELS, SPLITS, strict=True)]
 
 
-def write_csv(path: Path, rows: list[tuple[str, ...]], mark: str = ",", end: str = "\n") -> Path:
+def write_csv(
+    path: Path, rows: Sequence[tuple[str, ...]], mark: str = ",", end: str = "\n"
+) -> Path:
     path.write_bytes(fsencode("".join(mark.join(row) + end for row in rows)))
     return path
 
@@ -31,7 +34,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def found(source: Path, csv_list: CsvList, holdout: Holdout | None = None):
+def found(
+    source: Path, csv_list: CsvList, holdout: Holdout | None = None
+) -> dict[str, list[tuple[str, str]]]:
     listed: ImageSource = list_images(source, holdout, csv_list)
     listed.tree.close()
     return {

@@ -484,7 +484,16 @@ def test_a_size_beyond_the_cap_is_refused_by_its_header(kind: str) -> None:
 def tiled_tiff(side: int) -> bytes:
     """Return a TIFF of 64 x 64 gray pixels, LZW, that declares one tile of `side` x `side`."""
     body = b"\x80\x00" * 50
-    tags = ((256, 64), (257, 64), (258, 8), (259, 5), (262, 1), (277, 1), (322, side), (323, side))
+    tags: tuple[tuple[int, int], ...] = (
+        (256, 64),
+        (257, 64),
+        (258, 8),
+        (259, 5),
+        (262, 1),
+        (277, 1),
+        (322, side),
+        (323, side),
+    )
     tags += ((324, 8), (325, len(body)))
     fields = b"".join(struct.pack("<HHII", number, 4, 1, value) for number, value in tags)
     start = b"II*\0" + struct.pack("<I", 8 + len(body)) + body

@@ -8,8 +8,10 @@ import random
 import subprocess
 import threading
 import zipfile
+from collections.abc import Callable
 from os import fsdecode, fsencode
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torchvision.datasets import ImageFolder
@@ -105,7 +107,7 @@ def test_annotations_with_windows_line_ends_and_an_empty_line_are_read(tmp_path:
 
 
 @pytest.mark.parametrize("write", [write_stanford, lambda root: write_files(root, *FLAT)])
-def test_one_folder_around_changes_nothing(tmp_path: Path, write) -> None:
+def test_one_folder_around_changes_nothing(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     plain, around = write(tmp_path / "plain"), write(tmp_path / "around/tiny-imagenet-200")
 
     assert found(around.parent) == found(plain)
@@ -115,7 +117,7 @@ def test_one_folder_around_changes_nothing(tmp_path: Path, write) -> None:
 @pytest.mark.parametrize("around", ["", "tiny-imagenet-200"])
 @pytest.mark.parametrize("write", [write_stanford, lambda root: write_files(root, *FLAT)])
 def test_a_zip_lists_and_reads_like_its_folder(
-    tmp_path: Path, write, around: str, compression: int
+    tmp_path: Path, write: Callable[[Path], Path], around: str, compression: int
 ) -> None:
     folder = write(tmp_path / "files" / around)
     path = zip_files(tmp_path / "files", tmp_path / "files.zip", compression)
@@ -420,7 +422,7 @@ def test_zip_names_without_the_utf8_flag_are_the_bytes_of_the_folder(tmp_path: P
     assert found(tmp_path / "files.zip") == found(tmp_path / "files")
 
 
-def write_zip(path: Path, **kwargs: int) -> Path:
+def write_zip(path: Path, **kwargs: Any) -> Path:
     """Write a zip whose images have 2,000 bytes each, compressible."""
     with zipfile.ZipFile(path, "w", **kwargs) as archive:
         for name in FLAT:
@@ -576,7 +578,7 @@ class Pipe(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         self.written += data
         return len(data)
 

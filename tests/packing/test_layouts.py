@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from os import fsencode
 from pathlib import Path
 
@@ -38,8 +39,11 @@ def zip_files(folder: Path) -> Path:
     return path
 
 
+WritePaths = Callable[..., Path]
+
+
 @pytest.fixture(params=["folder", "zip"])
-def container(request: pytest.FixtureRequest, tmp_path: Path):
+def container(request: pytest.FixtureRequest, tmp_path: Path) -> WritePaths:
     """Return a function that writes paths into a folder, or into a zip, and returns it."""
 
     def write(*paths: str) -> Path:
@@ -69,7 +73,7 @@ def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_plain_layouts_are_taken_without_a_word(
-    container, caplog: pytest.LogCaptureFixture
+    container: WritePaths, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = container(*TRAIN, *VAL, "test/images/t.JPEG", "wnids.txt", "train/ant/ant_boxes.txt")
 
@@ -82,7 +86,7 @@ def test_the_plain_layouts_are_taken_without_a_word(
 
 @pytest.mark.parametrize("name", ["valid", "validation", "test"])
 def test_another_folder_is_val_where_val_is_missing(
-    container, caplog: pytest.LogCaptureFixture, name: str
+    container: WritePaths, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     source = container(*TRAIN, *(path.replace("val", name, 1) for path in VAL))
 
@@ -94,7 +98,7 @@ def test_another_folder_is_val_where_val_is_missing(
 
 
 @pytest.mark.parametrize("empty", ["val/.gitkeep", "val/ant/Thumbs.db", "valid/bee/.x.png"])
-def test_an_empty_folder_is_not_val_whatever_its_name(container, empty: str) -> None:
+def test_an_empty_folder_is_not_val_whatever_its_name(container: WritePaths, empty: str) -> None:
     source = container(*TRAIN, empty, "validation/ant/v.png")
 
     assert paths_of(listed(source), "val") == ["validation/ant/v.png"]
@@ -114,7 +118,7 @@ def test_an_empty_folder_is_not_val_whatever_its_name(container, empty: str) -> 
     ],
 )
 def test_what_stands_beside_val_is_left_out_and_said(
-    container, caplog: pytest.LogCaptureFixture, others: tuple[str, ...], text: str
+    container: WritePaths, caplog: pytest.LogCaptureFixture, others: tuple[str, ...], text: str
 ) -> None:
     source = container(*TRAIN, *VAL, *others)
 
@@ -134,7 +138,7 @@ def test_what_stands_beside_val_is_left_out_and_said(
     ],
 )
 def test_what_stands_beside_the_folder_around_is_left_out_and_said(
-    container,
+    container: WritePaths,
     caplog: pytest.LogCaptureFixture,
     others: tuple[str, ...],
     lines: list[str],
@@ -151,7 +155,7 @@ def test_what_stands_beside_the_folder_around_is_left_out_and_said(
 
 @pytest.mark.parametrize("prefix", ["", "data/", "around/data/"])
 def test_a_file_beside_train_is_counted_and_named(
-    container, caplog: pytest.LogCaptureFixture, prefix: str
+    container: WritePaths, caplog: pytest.LogCaptureFixture, prefix: str
 ) -> None:
     source = container(*(prefix + path for path in (*TRAIN, *VAL, "labels.csv", "LICENSE")))
 
@@ -161,35 +165,37 @@ def test_a_file_beside_train_is_counted_and_named(
 
 @pytest.mark.parametrize("empty", ["train", "val", "test"])
 def test_an_empty_folder_beside_class_folders_is_neither_a_split_nor_a_class(
-    container, empty: str
+    container: WritePaths, empty: str
 ) -> None:
     source = container("ant/1.png", "ant/2.png", "bee/1.png", "bee/2.png", f"{empty}/.gitkeep")
 
     assert listed(source, Holdout(0.5)).class_folders == ["ant", "bee"]
 
 
-def test_loose_val_images_are_named(container) -> None:
+def test_loose_val_images_are_named(container: WritePaths) -> None:
     source = container(*TRAIN, "val/1.png", "val/2.png")
 
     with pytest.raises(DatasetError, match=r"2 val images in no class folder \(val/1.png, val/2"):
         listed(source)
 
 
-def test_a_class_in_two_unicode_forms_is_named(container) -> None:
+def test_a_class_in_two_unicode_forms_is_named(container: WritePaths) -> None:
     source = container("train/caf\u00e9/1.png", "train/tea/1.png", "val/cafe\u0301/1.png")
 
     with pytest.raises(DatasetError, match=r"'cafe\\u0301', in train/ 'caf\\xe9': one name in two"):
         listed(source)
 
 
-def test_a_class_called_train_is_told_from_a_split(container) -> None:
+def test_a_class_called_train_is_told_from_a_split(container: WritePaths) -> None:
     source = container("bus/1.png", "bus/2.png", "train/1.png", "train/2.png")
 
     with pytest.raises(DatasetError, match=r"train/ holds images .* bus stand beside it; if train"):
         listed(source, Holdout(0.5))
 
 
-def test_one_class_alone_is_worth_a_line(container, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_class_alone_is_worth_a_line(
+    container: WritePaths, caplog: pytest.LogCaptureFixture
+) -> None:
     source = container("train/images/1.png", "val/images/1.png")
 
     listed(source)
@@ -197,7 +203,7 @@ def test_one_class_alone_is_worth_a_line(container, caplog: pytest.LogCaptureFix
     assert said(caplog) == [f"{source}: one class alone, 'images': nothing to tell apart"]
 
 
-def test_an_unlabeled_test_folder_is_not_val(container) -> None:
+def test_an_unlabeled_test_folder_is_not_val(container: WritePaths) -> None:
     source = container(*TRAIN, "test/images/t.png")
 
     with pytest.raises(
@@ -208,7 +214,7 @@ def test_an_unlabeled_test_folder_is_not_val(container) -> None:
 
 @pytest.mark.parametrize("around", ["one", "one/two"])
 def test_folders_around_are_looked_into_and_named(
-    container, caplog: pytest.LogCaptureFixture, around: str
+    container: WritePaths, caplog: pytest.LogCaptureFixture, around: str
 ) -> None:
     source = container(*(f"{around}/{path}" for path in (*TRAIN, *VAL)), "README.md", "__MACOSX/x")
 
@@ -220,14 +226,14 @@ def test_folders_around_are_looked_into_and_named(
     assert said(caplog) == [f"{source}: the images are in {around}/"]
 
 
-def test_three_folders_around_are_too_many(container) -> None:
+def test_three_folders_around_are_too_many(container: WritePaths) -> None:
     source = container(*(f"a/b/c/{path}" for path in (*TRAIN, *VAL)))
 
     with pytest.raises(DatasetError, match=r"no train/<class>/ folders; found 1 folder \(a/\)"):
         listed(source)
 
 
-def test_two_sets_in_one_source_are_named(container) -> None:
+def test_two_sets_in_one_source_are_named(container: WritePaths) -> None:
     source = container("x/a/train/ant/1.png", "x/b/train/ant/1.png")
 
     with pytest.raises(DatasetError, match=r"train/ stands in x/a/, x/b/, expected one; pack"):
@@ -255,7 +261,7 @@ def test_what_moving_validation_images_leaves_behind_is_no_obstacle(
     assert paths_of(listed(source), "val") == list(VAL)
 
 
-def test_validation_images_that_were_moved_in_part_are_named(container) -> None:
+def test_validation_images_that_were_moved_in_part_are_named(container: WritePaths) -> None:
     source = container(*TRAIN, *VAL, "val/images/v3.png", "val/val_annotations.txt")
 
     with pytest.raises(
@@ -264,7 +270,7 @@ def test_validation_images_that_were_moved_in_part_are_named(container) -> None:
         listed(source)
 
 
-def test_a_class_named_images_is_a_class(container) -> None:
+def test_a_class_named_images_is_a_class(container: WritePaths) -> None:
     source = container("train/images/1.png", "val/images/2.png", "test/images/3.png")
 
     found = listed(source)
@@ -284,7 +290,7 @@ HIDDEN = (
 
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_images_in_hidden_folders_are_left_out_and_counted(
-    container, caplog: pytest.LogCaptureFixture, hidden: str
+    container: WritePaths, caplog: pytest.LogCaptureFixture, hidden: str
 ) -> None:
     source = container(*TRAIN, *VAL, hidden)
 
@@ -298,7 +304,9 @@ def test_images_in_hidden_folders_are_left_out_and_counted(
     assert f"{hidden.rpartition('/')[0]}/".startswith(line.rpartition("(")[2][:-2])
 
 
-def test_hidden_files_are_not_worth_a_line(container, caplog: pytest.LogCaptureFixture) -> None:
+def test_hidden_files_are_not_worth_a_line(
+    container: WritePaths, caplog: pytest.LogCaptureFixture
+) -> None:
     source = container(*TRAIN, *VAL, ".x.png", "train/._y.png", "train/ant/.z.png", "val/Thumbs.db")
 
     assert listed(source).unpacked == {}
@@ -329,7 +337,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_file_that_is_not_understood_is_counted_and_named(
-    container, caplog: pytest.LogCaptureFixture, other: str
+    container: WritePaths, caplog: pytest.LogCaptureFixture, other: str
 ) -> None:
     source = container(*TRAIN, *VAL, other)
 
@@ -344,7 +352,7 @@ def test_a_file_that_is_not_understood_is_counted_and_named(
 
 
 def test_twenty_files_that_are_not_understood_are_named_and_the_rest_counted(
-    container, caplog: pytest.LogCaptureFixture
+    container: WritePaths, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = container(*TRAIN, *VAL, *(f"train/ant/{number:02d}.xml" for number in range(33)))
 
@@ -372,7 +380,7 @@ def test_what_image_folder_takes_is_taken(tmp_path: Path) -> None:
 FLAT = tuple(f"{name}/{number}.png" for name in ("daisy", "rose") for number in range(10))
 
 
-def test_class_folders_without_a_split_say_how_to_hold_out(container) -> None:
+def test_class_folders_without_a_split_say_how_to_hold_out(container: WritePaths) -> None:
     source = container(*FLAT)
 
     with pytest.raises(
@@ -382,7 +390,9 @@ def test_class_folders_without_a_split_say_how_to_hold_out(container) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "flowers/", "one/two/", "train/", "flowers/train/"])
-def test_val_is_held_out_of_every_class_whatever_the_layout(container, prefix: str) -> None:
+def test_val_is_held_out_of_every_class_whatever_the_layout(
+    container: WritePaths, prefix: str
+) -> None:
     source = container(*(f"{prefix}{path}" for path in FLAT))
 
     found = listed(source, Holdout(0.2, seed=3))
@@ -399,7 +409,7 @@ def test_val_is_held_out_of_every_class_whatever_the_layout(container, prefix: s
 
 
 def test_a_test_folder_stays_aside_where_val_is_held_out(
-    container, caplog: pytest.LogCaptureFixture
+    container: WritePaths, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = container(*(f"train/{path}" for path in FLAT), "test/rose/t.png")
 
@@ -412,7 +422,7 @@ def test_a_test_folder_stays_aside_where_val_is_held_out(
     ]
 
 
-def test_nothing_is_held_out_beside_a_val_split(container) -> None:
+def test_nothing_is_held_out_beside_a_val_split(container: WritePaths) -> None:
     source = container(*TRAIN, "valid/ant/v.png")
 
     with pytest.raises(
@@ -421,7 +431,7 @@ def test_nothing_is_held_out_beside_a_val_split(container) -> None:
         listed(source, Holdout(0.1))
 
 
-def test_classes_of_one_image_leave_nothing_to_hold_out(container) -> None:
+def test_classes_of_one_image_leave_nothing_to_hold_out(container: WritePaths) -> None:
     source = container("ant/1.png", "bee/2.png")
 
     with pytest.raises(DatasetError, match="one image in each class, so none is held out for val"):

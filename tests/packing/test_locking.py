@@ -5,6 +5,7 @@ import fcntl
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(fcntl, "flock", refuse(request.param))
 
 
-def refuse(code: int):
+def refuse(code: int) -> Callable[[object, int], None]:
     def flock(descriptor: object, operation: int) -> None:
         raise OSError(code, os.strerror(code))
 

@@ -328,12 +328,15 @@ def pack_until(source: Path, out: Path) -> Iterator[Killable]:
     )
 
     def pack_until(how: str = "end", number: float = 0, *, overwrite: bool = False) -> int:
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(f"{how} {number} {overwrite}\n")
         return int(process.stdout.readline())
 
     yield pack_until
-    process.stdin.close()
-    process.stdout.close()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        pipe.close()
     assert process.wait(timeout=30) == 0
 
 
@@ -432,6 +435,7 @@ def test_the_second_of_two_packs_into_one_out_gets_one_clear_error(source: Path,
     command = [sys.executable, "-c", PACK_SLOWLY, str(source), str(out)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as first:
+        assert first.stdout is not None
         assert first.stdout.readline() == "train\n"
 
         with pytest.raises(DatasetError, match="another 'tinyvgg pack' is writing it; wait"):

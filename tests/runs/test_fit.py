@@ -432,7 +432,7 @@ def test_weights_that_are_no_numbers_are_not_saved_even_if_the_loss_is_one(
 
     def spoil(report: StepReport) -> None:
         with torch.no_grad():
-            run.trainer.model.conv[0].weight[0, 0, 0, 0] = -float("nan")
+            run.trainer.model.get_parameter("conv.0.weight")[0, 0, 0, 0] = -float("nan")
 
     with pytest.raises(DivergedError, match="a weight that is infinite or NaN, the run has"):
         train_run(run, callback=Told(spoil))

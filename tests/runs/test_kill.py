@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def type_command(words: Sequence[str], log: Path) -> None:
     raise SystemExit(main(words))
 
 
-def start(words: Sequence[str], log: Path) -> multiprocessing.Process:
+def start(words: Sequence[str], log: Path) -> BaseProcess:
     """Start a process that types a command."""
     process = SERVER.Process(target=type_command, args=(words, log))
     process.start()
@@ -84,6 +85,7 @@ def stop_at_random(
         if num_killed < num_kills:  # 60 % of a run's time in all, so that it never ends before
             process.join(0.3 + generator.uniform(0, 1.2) * whole_sec / num_kills)
             if process.is_alive():
+                assert process.pid is not None
                 os.kill(process.pid, getattr(signal, name))
                 num_killed += 1
         process.join()

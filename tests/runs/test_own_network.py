@@ -65,8 +65,9 @@ def test_its_weights_are_the_start_whatever_the_recipe_says_of_networks(
         network = Tiny()
         nn.init.constant_(network.head.weight, 0.25)
         nn.init.constant_(network.conv.weight, 0.01)
-        nn.init.zeros_(network.conv.bias)
-        nn.init.zeros_(network.head.bias)
+        for bias in (network.conv.bias, network.head.bias):
+            assert bias is not None
+            nn.init.zeros_(bias)
         tinyvgg.fit(color_dataset, make_recipe(**SMALL | changes), model=network)
         states.append(network.state_dict())
 

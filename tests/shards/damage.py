@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def swap(first: Path, second: Path) -> None:
     first.with_suffix(".swap").rename(second)
 
 
-def edit_manifest(folder: Path, edit: Callable[[dict], object]) -> None:
+def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     """Edit a manifest as a set without optional fields has it: nothing seals the others."""
     fields = json.loads((folder / "manifest.json").read_bytes())
     del fields["fields_sha256"]

@@ -29,7 +29,9 @@ from tinyvgg.shards.manifest import (
 )
 
 
-def make_shard(split: str, index: int, num_images: int, digest: str = "0123456789abcdef" * 4):
+def make_shard(
+    split: str, index: int, num_images: int, digest: str = "0123456789abcdef" * 4
+) -> ShardRecord:
     """Return a record with optional fields in every other shard."""
     images, labels = shard_file_names(split, index)
     return ShardRecord(
@@ -263,7 +265,7 @@ def test_no_object_may_have_another_field(path: tuple[str | int, ...]) -> None:
 
 @pytest.mark.parametrize("path", [p for p in PATHS if isinstance(p[-1], str)])
 def test_no_key_may_be_given_twice(path: tuple[str | int, ...]) -> None:
-    def rename(container: dict[str, Any], key: str | int) -> None:
+    def rename(container: Any, key: str | int) -> None:
         container["TWICE"] = container[key]
 
     data = changed(path, rename).replace(b'"TWICE"', json.dumps(path[-1]).encode())

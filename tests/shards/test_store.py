@@ -94,11 +94,11 @@ def test_arrays_come_back_as_they_were(
     )
 
     for name, (images, labels) in arrays.items():
-        split = dataset.split(name)
-        assert np.array_equal(np.concatenate([shard.images for shard in split.shards]), images)
-        assert np.array_equal(split.read_images(np.arange(len(images))), images)
-        assert np.array_equal(split.labels, labels)
-        assert split.num_images == len(images)
+        opened = dataset.split(name)
+        assert np.array_equal(np.concatenate([shard.images for shard in opened.shards]), images)
+        assert np.array_equal(opened.read_images(np.arange(len(images))), images)
+        assert np.array_equal(opened.labels, labels)
+        assert opened.num_images == len(images)
     assert verify_dataset(dataset.folder) == []
     shutil.rmtree(dataset.folder)
 
@@ -164,7 +164,8 @@ def test_a_split_is_a_map_style_dataset(packed: PackedDataset) -> None:
 def test_torch_reads_a_split_through_its_own_data_loader(
     packed: PackedDataset, num_workers: int
 ) -> None:
-    batches = list(DataLoader(packed.train, batch_size=8, num_workers=num_workers))
+    split: Any = packed.train  # duck-typed: the disk half knows no torch
+    batches = list(DataLoader(split, batch_size=8, num_workers=num_workers))
 
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert np.array_equal(images.numpy(), packed.train.read_images(np.arange(33)))
@@ -396,7 +397,7 @@ def test_a_size_in_the_manifest_that_no_shape_has_is_refused(
 
 
 def test_a_manifest_that_claims_terabytes_allocates_none_of_them(packed: PackedDataset) -> None:
-    def claim(fields: dict) -> None:
+    def claim(fields: dict[str, Any]) -> None:
         fields["image"].update(height=65_535, width=65_535)
         for split in fields["splits"].values():
             for shard in split["shards"]:

@@ -96,7 +96,7 @@ def test_ten_steps_of_recipe_seed_follow_a_plain_loop(
     for batch in batches:
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(plain(batch.images)[0], batch.labels)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         expected.append(loss.item())
 
@@ -199,10 +199,11 @@ def test_sgd_follows_a_plain_nesterov_loop(make_recipe: Callable[..., Recipe]) -
         loss = nn.functional.cross_entropy(
             plain.compute_logits(batch.images), batch.labels, label_smoothing=0.1
         )
-        loss.backward()
+        torch.autograd.backward(loss)
         with torch.no_grad():
             for parameter, momentum in zip(plain.parameters(), momenta, strict=True):
                 decay = 5e-4 if parameter.dim() >= 2 else 0.0
+                assert parameter.grad is not None
                 gradient = parameter.grad + decay * parameter
                 momentum.mul_(0.9).add_(gradient)
                 parameter.sub_(0.01 * (gradient + 0.9 * momentum))

@@ -237,7 +237,7 @@ class TrainStep:
 
     def _compute(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.has_graphs:  # the last step's outputs may be overwritten from here on
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            torch.compiler.cudagraph_mark_step_begin()
         loss, hits = self.compute(images, labels)
         return loss, hits
 
