@@ -420,6 +420,43 @@ def test_help_fits_80_columns_and_names_no_flag_of_another_command(
     assert max(map(len, lines)) == 80
 
 
+WITHOUT_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NoTorch())
+from tinyvgg.cli import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def test_a_machine_without_torch_packs_and_says_what_training_needs(tmp_path: Path) -> None:
+    def type_without_torch(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT_TORCH, *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    for words in (
+        ("synth", "images", "--train-per-class", "2", "--val-per-class", "1"),
+        ("pack", "images", "packed"),
+        ("verify", "packed"),
+        ("inspect", "packed", "--grid", "grid.png"),
+    ):
+        done = type_without_torch(*words)
+        assert done.returncode == 0, done.stderr
+    for words in (
+        ("train", "packed", "--out", "run"),
+        ("evaluate", "run/best.pt", "packed"),
+        ("bench", "packed"),
+    ):
+        done = type_without_torch(*words)
+        assert done.returncode == 1
+        message = f"tinyvgg {words[0]}: needs torch, which is not installed; run pip install torch"
+        assert done.stderr.endswith(f"{message}\n")
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_knows_every_command_and_flag(
     shell: str, capsys: pytest.CaptureFixture[str]

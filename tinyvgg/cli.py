@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # head, less: who reads has read enough
         discard_stdout()
         return CLOSED_PIPE_STATUS
-    except (TinyvggError, ValueError, OSError, KeyboardInterrupt) as error:
+    except (TinyvggError, ValueError, OSError, KeyboardInterrupt, ModuleNotFoundError) as error:
         status, text = explain_error(error)
         print_error(f"tinyvgg {command}: {text}")
         if isinstance(error, OSError) and error.filename == "stdout":

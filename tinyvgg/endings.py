@@ -56,6 +56,11 @@ def explain_error(error: BaseException) -> tuple[int, str]:
         return 1, printable(explain_os_error(error))
     if isinstance(error, TinyvggError):
         return 1, str(error)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "tinyvgg").partition(".")[0]
+        if package == "tinyvgg":
+            raise error
+        return 1, f"needs {package}, which is not installed; run pip install {package}"
     return 2, printable(str(error))
 
 

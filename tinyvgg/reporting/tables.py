@@ -1,13 +1,13 @@
 """Tables: what a packed folder holds, as data and for the terminal.
 
-From: `shards` (an opened data set), `training` (layers) and `inference` (a confusion matrix).
+From: `shards` (an opened data set), `model` (layers) and `inference` (a confusion matrix).
 To:   `tinyvgg inspect`, `train --summary` and `evaluate`: JSON, rich tables, CSV.
 """
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyvgg.errors import naming, printable
-from tinyvgg.model.summary import LayerSummary
 from tinyvgg.shards.manifest import SPLITS
 from tinyvgg.shards.store import PackedDataset
+
+if TYPE_CHECKING:  # `inspect` works without torch
+    from tinyvgg.model.summary import LayerSummary
 
 
 def describe_dataset(dataset: PackedDataset) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def render_description(description: dict[str, Any]) -> list[Table]:
     return [splits, classes]
 
 
-def render_summary(arch: str, layers: Sequence[LayerSummary]) -> Table:
+def render_summary(arch: str, layers: Sequence["LayerSummary"]) -> Table:
     """Return the table that `train --summary` prints: a line for each layer with parameters."""
     table = Table(title=arch)
     for column in ("layer", "kind", "output", "parameters", "MFLOP forward"):
