@@ -38,7 +38,7 @@ class LoaderConfig:
     """Standard deviation per channel on that scale, instead of the train split's; a tuple, too."""
 
     reuse_buffers: bool = False
-    """Whether a batch is valid only until the next one is asked for; else it stays as it is."""
+    """Whether a batch is valid only until the next is asked for; it saves `dali` a copy."""
 
     def __post_init__(self) -> None:
         """Refuse what no loader can do."""
