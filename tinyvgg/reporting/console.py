@@ -47,7 +47,8 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     handler = _Handler(sys.stderr)
     handler.setFormatter(_Formatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("tinyvgg").setLevel(logging.INFO)  # of libraries only what is amiss
 
 
 def print_line(text: str, stream: TextIO | None = None) -> None:
