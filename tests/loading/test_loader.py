@@ -193,6 +193,16 @@ def test_set_epoch_says_which_epoch_begins_next(packed: PackedDataset, backend: 
         assert valid_ids(list(loader)) == valid_ids(list(other.epoch(epoch)))
 
 
+def test_the_state_after_set_epoch_is_the_start_of_that_epoch(packed: PackedDataset) -> None:
+    loader = open_raw(packed, "torch")
+    next(iter(loader))
+
+    loader.set_epoch(4)
+
+    state = loader.state_dict()
+    assert (state["epoch"], state["images_consumed"]) == (4, 0)
+
+
 def test_set_epoch_keeps_a_state_that_was_loaded_for_this_epoch(packed: PackedDataset) -> None:
     stopped, loader = open_raw(packed, "torch"), open_raw(packed, "torch")
     list(islice(stopped.epoch(2), 3))

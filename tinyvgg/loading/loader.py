@@ -88,9 +88,8 @@ class Loader:
         Raises:
             ValueError: `epoch` is negative.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch must be at least 0, got {epoch}")
-        self.state, self.is_resumed = replace(self.state, epoch=epoch), False
+        self.set_epoch(epoch)
+        self.is_resumed = False  # from its start, wherever it stands
         return iter(self)
 
     def set_epoch(self, epoch: int) -> None:
@@ -104,7 +103,8 @@ class Loader:
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
         if epoch != self.state.epoch:
-            self.state, self.is_resumed = replace(self.state, epoch=epoch), False
+            self.state = replace(self.state, epoch=epoch, images_consumed=0)
+            self.is_resumed = False
 
     def close(self) -> None:
         """Let go of the backend's memory and threads; the loader gives no more batches."""
