@@ -105,7 +105,8 @@ def build_training(
         pixels = TINY_PIXELS
         fields.setdefault("arch", "vgg11")  # VGG_Net takes 48 pixels and more
     fields["learning_rate"] = LEARNING_RATES.get(fields.get("optimizer", "muon"), 1e-3)
-    to_train = Recipe(
+    trained = Recipe.named(
+        recipe,
         **{
             **fields,
             "batch_size": batch_size,
@@ -118,7 +119,7 @@ def build_training(
         },
     )
     try:
-        trainer = build_trainer(to_train, dataset, target_device(setting), backend=backend)
+        trainer = build_trainer(trained, dataset, target_device(setting), backend=backend)
     except BackendUnavailable as error:
         raise NotMeasured(str(error)) from error
     trainer.prepare()
