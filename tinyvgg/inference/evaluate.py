@@ -24,11 +24,11 @@ from tinyvgg.inference.trained import TrainedNetwork, check_classes, find_prepro
 from tinyvgg.loading.batch import resize_images
 from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.loader import Loader
-from tinyvgg.loading.open import open_loader
+from tinyvgg.loading.open import open_given, open_loader
 from tinyvgg.model.vgg import compute_logits
 from tinyvgg.options import Amp, Backend
 from tinyvgg.ranks import find_rank, is_distributed
-from tinyvgg.shards.store import PackedDataset, open_dataset
+from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES
 
 
@@ -234,8 +234,7 @@ def evaluate(
         ShardError: the split is empty, or the folder holds no data set.
         ValueError: another number of logits than classes, or a parameter that cannot be.
     """
-    if not isinstance(dataset, PackedDataset):
-        dataset = open_dataset(dataset)
+    dataset = open_given(dataset)
     if isinstance(network, TrainedNetwork):
         check_classes(network, dataset)
     if device is None:

@@ -57,13 +57,7 @@ def open_loader(
         ShardError: the split is empty, or the folder holds no data set.
     """
     config = config or LoaderConfig()
-    if isinstance(dataset, str | os.PathLike):
-        dataset = open_dataset(dataset)
-    if not isinstance(dataset, PackedDataset):
-        raise TypeError(
-            "dataset must be a packed folder or what open_dataset returns, "
-            f"got {type(dataset).__name__}"
-        )
+    dataset = open_given(dataset)
     opened = dataset.split(split)
     target = _find_device(torch.device(device))
     if dtype not in DTYPES:
@@ -89,6 +83,23 @@ def open_loader(
     source_class = _find_source(backend)
     source = source_class(opened, pixel_pass, target)
     return Loader(opened, config, source, backend, normalization, dataset.manifest_sha256)
+
+
+def open_given(dataset: PackedDataset | str | os.PathLike[str]) -> PackedDataset:
+    """Return a data set as it is, or open the folder that it is given as.
+
+    Raises:
+        TypeError: it is neither.
+        ShardError: the folder holds no data set.
+    """
+    if isinstance(dataset, str | os.PathLike):
+        dataset = open_dataset(dataset)
+    if not isinstance(dataset, PackedDataset):
+        raise TypeError(
+            "dataset must be a packed folder or what open_dataset returns, "
+            f"got {type(dataset).__name__}"
+        )
+    return dataset
 
 
 def choose_backend(split: Split, image_bytes: int, device: torch.device) -> tuple[str, str]:

@@ -21,6 +21,14 @@ from tinyvgg.training.config import (
     SpeedRecipe,
 )
 
+RECIPE_PARTS = {  # of the recipe, as fields of `TrainFlags`
+    "data": DataRecipe,
+    "network": NetworkRecipe,
+    "schedule": ScheduleRecipe,
+    "optimizer": OptimizerRecipe,
+    "speed": SpeedRecipe,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -96,5 +104,5 @@ class TrainFlags:
 
     def build_recipe(self) -> Recipe:
         """Return the recipe that the flags come to."""
-        parts = (self.data, self.network, self.schedule, self.optimizer, self.speed)
+        parts = [getattr(self, name) for name in RECIPE_PARTS]
         return Recipe(name=self.name, **{k: v for part in parts for k, v in vars(part).items()})

@@ -22,6 +22,7 @@ from torch import nn
 from tinyvgg.inference.evaluate import evaluate_network, open_scored
 from tinyvgg.inference.trained import Preprocessing, note_preprocessing
 from tinyvgg.loading.loader import Loader
+from tinyvgg.loading.open import open_given
 from tinyvgg.options import Amp
 from tinyvgg.ranks import joined_world
 from tinyvgg.runs.checkpoint import Checkpoint, EpochRecord, ResumeCheckpoint
@@ -29,7 +30,7 @@ from tinyvgg.runs.config import RunOptions
 from tinyvgg.runs.folder import RunFolder
 from tinyvgg.runs.settings import read_settings
 from tinyvgg.runs.signals import StopRequest, StopRequested
-from tinyvgg.shards.store import PackedDataset, open_dataset
+from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.build import build_trainer, resolve_recipe
 from tinyvgg.training.clock import Pace
 from tinyvgg.training.config import Recipe, check_unchanged
@@ -178,7 +179,7 @@ def open_run(
         BackendUnavailable, ValueError: as `build_trainer`, or a setting that cannot change.
     """
     options = options or RunOptions()
-    recipe = resolve_recipe(recipe, dataset, device, model)
+    recipe = resolve_recipe(recipe, dataset, device)
     folder = None if out is None else RunFolder(out)
     checkpoint, was_previous = None, False
     if options.resume:
@@ -242,7 +243,7 @@ def train_run(run: Run, stop: StopRequest | None = None, callback: Callback | No
         run.note_preprocessing()
         return  # reached before it was resumed
     last_step = min(trainer.num_steps, options.limit_steps or trainer.num_steps)
-    val_loader = _open_val_loader(trainer)
+    val_loader = _open_val_loader(run)
     while trainer.trained is not None or (trainer.step < last_step and not stop.ask()):
         if trainer.trained is None:
             _train_epoch(run, last_step, stop, callback)
@@ -300,8 +301,9 @@ def _score_epoch(trainer: Trainer, val_loader: Loader, stop: StopRequest) -> Epo
     )
 
 
-def _open_val_loader(trainer: Trainer) -> Loader:
+def _open_val_loader(run: Run) -> Loader:
     """Return a loader of the val split whose images are normalized as those of the trainer."""
+    trainer = run.trainer
     return open_scored(
         trainer.dataset,
         "val",
@@ -309,7 +311,7 @@ def _open_val_loader(trainer: Trainer) -> Loader:
         trainer.image_dtype,
         mean=trainer.loader.normalization.mean,
         std=trainer.loader.normalization.std,
-        backend=trainer.backend,
+        backend=run.options.backend,
     )
 
 
@@ -350,8 +352,7 @@ def fit(
         ValueError: a setting, or a model, that cannot be trained on this data set.
     """
     options = options or RunOptions()
-    if not isinstance(dataset, PackedDataset):
-        dataset = open_dataset(dataset)
+    dataset = open_given(dataset)
     target = find_device(options.device if device == "auto" else str(device))
     folder = None if out is None else Path(out)
     with joined_world(target) as rank, ExitStack() as stack:

@@ -23,25 +23,10 @@ from pydantic import TypeAdapter, ValidationError
 from tinyvgg.errors import CheckpointError
 from tinyvgg.flags import parse_config
 from tinyvgg.regular import read_regular_file
-from tinyvgg.runs.config import RunOptions, TrainFlags
-from tinyvgg.training.config import (
-    RECIPES,
-    DataRecipe,
-    NetworkRecipe,
-    OptimizerRecipe,
-    Recipe,
-    ScheduleRecipe,
-    SpeedRecipe,
-)
+from tinyvgg.runs.config import RECIPE_PARTS, RunOptions, TrainFlags
+from tinyvgg.training.config import RECIPES, Recipe
 
 KEPT_OPTIONS = ("backend", "device", "log_every")
-PARTS = {
-    "data": DataRecipe,
-    "network": NetworkRecipe,
-    "schedule": ScheduleRecipe,
-    "optimizer": OptimizerRecipe,
-    "speed": SpeedRecipe,
-}
 MAX_JSON_BYTES = 2**20  # a config.json has some 1,500
 
 
@@ -64,7 +49,7 @@ def parse_train_flags(argv: Sequence[str]) -> TrainFlags:
                 "start over with another --out"
             )
         recipe = replace(stored, **changes)
-    parts = {name: _part_of(recipe, part) for name, part in PARTS.items()}
+    parts = {name: _part_of(recipe, part) for name, part in RECIPE_PARTS.items()}
     missing: Any = tyro.MISSING
     default = TrainFlags(missing, missing, name=recipe.name, run=options, **parts)
     return parse_config(TrainFlags, "train", argv, default)

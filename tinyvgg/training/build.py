@@ -82,19 +82,8 @@ def check_network(network: nn.Module, recipe: Recipe, dataset: PackedDataset) ->
             )
 
 
-def resolve_recipe(
-    recipe: Recipe, dataset: PackedDataset, device: torch.device, network: nn.Module | None = None
-) -> Recipe:
-    """Return a recipe with what depends on the data set, the device and the number of ranks.
-
-    Raises:
-        ValueError: the images are not of a size that the network takes, the recipe's or the
-            caller's, or that one gives another number of logits.
-    """
-    if network is None:
-        check_sizes(recipe, dataset)
-    else:
-        check_network(network, recipe, dataset)
+def resolve_recipe(recipe: Recipe, dataset: PackedDataset, device: torch.device) -> Recipe:
+    """Return a recipe with what depends on the data set, the device and the number of ranks."""
     _, world_size = find_rank()
     num_parts = world_size * recipe.accumulate
     return resolve_steps(recipe, device.type, dataset.train.num_images, num_parts)
@@ -127,10 +116,14 @@ def build_trainer(
 
     Raises:
         BackendUnavailable: the loader backend that was asked for cannot run here.
-        ValueError: the images are not of a size that the network takes, or the batch size cannot
-            be divided among ranks and parts.
+        ValueError: the images are not of a size that the network takes, the batch size cannot be
+            divided among ranks and parts, or `network` gives another number of logits.
     """
-    recipe = resolve_recipe(recipe, dataset, device, network)
+    if network is None:
+        check_sizes(recipe, dataset)
+    else:
+        check_network(network, recipe, dataset)
+    recipe = resolve_recipe(recipe, dataset, device)
     if device.type == "cuda":  # a run has a few shapes, each for thousands of steps
         torch.backends.cudnn.benchmark = True
     amp, amp_reason = choose_amp(device) if recipe.amp == "auto" else (recipe.amp, "")
@@ -171,7 +164,6 @@ def build_trainer(
         compiled,
         is_own=network is not None,
         transform=transform,
-        backend=backend,
         log_every=log_every,
         average=average,
     )

@@ -22,7 +22,6 @@ from tinyvgg.errors import CheckpointError, DivergedError
 from tinyvgg.loading.batch import scaled_size
 from tinyvgg.loading.loader import Loader
 from tinyvgg.model.summary import probe_network, train_flop
-from tinyvgg.options import Backend
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES
 from tinyvgg.training.average import AveragedNetwork
@@ -103,7 +102,6 @@ class Trainer:
         trained: an epoch whose last step was taken, until whoever scores it sets it to None.
         elapsed_sec: seconds that the steps took so far.
         model: the network; `scored_model` is the one to evaluate.
-        backend: that was asked for; the loader's is the one it came to.
         log_every: steps between two readings of loss and top-1, which wait for the device.
     """
 
@@ -116,7 +114,6 @@ class Trainer:
     compiled: bool
     is_own: bool = False
     transform: Transform | None = None
-    backend: Backend = "auto"
     log_every: int = 50
     average: AveragedNetwork | None = None
     step: int = 0
