@@ -274,11 +274,12 @@ def test_a_step_never_makes_the_host_wait(bright: PackedDataset, fields: dict[st
     training = start_training(bright, **fields)
     training.prepare()  # captures before DALI starts
     training.model.train()
+    training.loader.set_size(48)
     losses = []
 
     def epoch(number: int) -> None:
         for batch in training.loader.epoch(number):
-            losses.append(training.take_step(batch, 1e-3, pixels=48)[0].detach().clone())
+            losses.append(training.take_step(batch, 1e-3)[0].detach().clone())
             training.update_average()
 
     epoch(0)  # compiles what `prepare` did not, fills the caches

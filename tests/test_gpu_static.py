@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -124,7 +125,8 @@ def test_evaluation_never_waits_before_its_end(cuda_autocast: None) -> None:
     class Loader:
         def epoch(self, number: int) -> Iterator[Batch]:
             while True:
-                yield fake_batch()
+                batch = fake_batch()
+                yield replace(batch, images=resize_images(batch.images, 48))
 
     class EndOfTestError(Exception):
         pass
@@ -141,9 +143,7 @@ def test_evaluation_never_waits_before_its_end(cuda_autocast: None) -> None:
         resize_images(fake_batch().images, 48)  # its matrices are copied to the device once
         loader: Any = Loader()
         with HostSyncSpy() as spy, pytest.raises(EndOfTestError):
-            evaluate_network(
-                model, loader, 100, amp="fp16", device=CUDA, pixels=48, advance=advance
-            )
+            evaluate_network(model, loader, 100, amp="fp16", device=CUDA, advance=advance)
     resize_matrices.cache_clear()  # fake ones
 
     assert scored == [8, 8, 8]

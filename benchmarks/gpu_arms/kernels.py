@@ -43,7 +43,6 @@ def profile_steps(setting: Setting, *, backend: str, mode: str, batch_size: int)
     batch_size = setting.scale(batch_size, TINY_BATCH)
     num_steps = setting.scale(20, 1)
     training = build_training(setting, batch_size=batch_size, mode=mode, backend=backend)
-    pixels = training.pixels_of(0)
 
     def batches() -> Iterator[Any]:
         while True:
@@ -54,7 +53,7 @@ def profile_steps(setting: Setting, *, backend: str, mode: str, batch_size: int)
     def take(count: int) -> None:
         for _ in range(count):
             batch = next(supply)
-            loss, hits = training.take_step(batch, LEARNING_RATE, pixels)
+            loss, hits = training.take_step(batch, LEARNING_RATE)
             training.epoch_meter.add(loss, hits, batch.num_valid)
             training.update_average()
         synchronize(setting)

@@ -124,6 +124,7 @@ def build_training(
         raise NotMeasured(str(error)) from error
     trainer.prepare()
     trainer.model.train()
+    trainer.loader.set_size(trainer.pixels_of(0))
     return trainer
 
 
@@ -135,11 +136,10 @@ def keep_batch(trainer: Trainer) -> Batch:
 
 def repeat_step(trainer: Trainer, batch: Batch) -> Unit:
     """Return steps on one batch, with all that the loop does on the device."""
-    pixels = trainer.pixels_of(0)
 
     def unit(num_steps: int) -> int:
         for _ in range(num_steps):
-            loss, hits = trainer.take_step(batch, LEARNING_RATE, pixels)
+            loss, hits = trainer.take_step(batch, LEARNING_RATE)
             trainer.epoch_meter.add(loss, hits, batch.num_valid)
             trainer.update_average()
         return num_steps * batch.num_valid

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from tests.loading.contract import (
     assert_same,
@@ -20,6 +22,7 @@ from tests.loading.contract import (
 )
 from tinyvgg.errors import ShardError
 from tinyvgg.loading import LoaderConfig, open_loader
+from tinyvgg.loading.batch import scaled_size
 from tinyvgg.options import Backend
 from tinyvgg.shards.store import PackedDataset
 
@@ -441,3 +444,44 @@ def test_a_state_out_of_range_is_refused(packed: PackedDataset, change: dict[str
 def test_what_is_no_state_is_refused(packed: PackedDataset, state: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must have seed, epoch, images_consumed, manifest_sha256"):
         open_raw(packed, "torch").load_state_dict(state)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
+def test_images_are_scaled_to_the_size_of_the_epoch(
+    packed: PackedDataset, backend: Backend, dtype: torch.dtype
+) -> None:
+    options: dict[str, Any] = {"backend": backend, "batch_size": 8, "seed": 3}
+    stored = open_loader(packed, "train", LoaderConfig(**options), dtype=dtype)
+    scaled = open_loader(packed, "train", LoaderConfig(**options, size=5), dtype=dtype)
+
+    for size in (5, 11, None):
+        scaled.set_size(size)
+        for whole, batch in zip(stored.epoch(1), scaled.epoch(1), strict=True):
+            expected = whole.images if size is None else obvious_resize(whole.images, size)
+            atol = {torch.uint8: 1, torch.bfloat16: 0.02, torch.float32: 1e-5}[dtype]
+            assert batch.images.dtype == dtype
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(batch.images, expected, rtol=0, atol=atol)
+            assert torch.equal(batch.ids, whole.ids)
+
+
+def obvious_resize(images: Tensor, size: int) -> Tensor:
+    """Return images scaled by torch, in float32."""
+    height, width = images.shape[2:]
+    target = scaled_size(height, width, size)
+    resized = functional.interpolate(images.float(), target, mode="bilinear", antialias=True)
+    return (
+        resized.round().to(images.dtype)
+        if images.dtype == torch.uint8
+        else resized.to(images.dtype)
+    )
+
+
+def test_a_size_of_no_pixels_is_refused(packed: PackedDataset) -> None:
+    loader = open_loader(packed, "val")
+
+    with pytest.raises(ValueError, match=r"^size must be at least 1 pixel, got 0$"):
+        loader.set_size(0)
+    with pytest.raises(ValueError, match=r"^size must be at least 1 pixel, got -3$"):
+        LoaderConfig(size=-3)

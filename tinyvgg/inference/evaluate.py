@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tinyvgg.inference.trained import TrainedNetwork, check_classes, find_preprocessing
-from tinyvgg.loading.batch import resize_images
 from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.open import open_given, open_loader
@@ -86,6 +85,7 @@ def open_scored(
     std: Iterable[float] | None,
     backend: Backend,
     batch_size: int | None = None,
+    size: int | None = None,
 ) -> Loader:
     """Return a loader of every image of a split once, in order, neither cropped nor flipped.
 
@@ -102,6 +102,7 @@ def open_scored(
         shuffle=False,
         augment=False,
         drop_last=False,
+        size=size,
         mean=mean,
         std=std,
         reuse_buffers=True,
@@ -117,7 +118,6 @@ def evaluate_network(
     *,
     amp: str,
     device: torch.device,
-    pixels: int | None = None,
     advance: Callable[[int], Any] = lambda num_images: None,
 ) -> Evaluation:
     """Score a network on one pass of a loader, on all ranks together.
@@ -129,7 +129,6 @@ def evaluate_network(
         num_classes: K.
         amp: "off", "bf16" or "fp16".
         device: of the batches.
-        pixels: shorter side that images are reduced to, as in training; None: as stored.
         advance: called with the number of images scored; may raise to end the pass.
 
     Returns:
@@ -147,9 +146,8 @@ def evaluate_network(
     losses: list[Tensor] = []
     try:
         for batch in loader.epoch(0):
-            images = batch.images if pixels is None else resize_images(batch.images, pixels)
             with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-                logits = compute_logits(network, images)
+                logits = compute_logits(network, batch.images)
             if logits.shape[1] != num_classes:
                 found = f"got {logits.shape[1]:,}"
                 raise ValueError(f"network must give {num_classes:,} logits, one a class, {found}")
@@ -256,6 +254,7 @@ def evaluate(
         std=std,
         backend=backend,
         batch_size=batch_size,
+        size=pixels,
     )
     with loader:
         return evaluate_network(
@@ -264,6 +263,5 @@ def evaluate(
             len(dataset.class_names),
             amp=amp,
             device=target,
-            pixels=pixels,
             advance=advance,
         )

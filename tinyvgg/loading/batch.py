@@ -204,8 +204,8 @@ def resize_images(images: Tensor, pixels: int) -> Tensor:
     float32 on a CPU (benchmarks/LOG.md), and knows no half type there.
 
     Args:
-        images: floating [b, 3, H, W], channels-last. Half types are multiplied in float32 on a CPU,
-            and in their own type, rounded once between the products, elsewhere.
+        images: [b, 3, H, W], channels-last. uint8 are multiplied in float32 and rounded; half types
+            in float32 on a CPU, in their own type, rounded once between the products, elsewhere.
         pixels: of the shorter side; images that have it already come back as they are.
 
     Returns:
@@ -217,10 +217,12 @@ def resize_images(images: Tensor, pixels: int) -> Tensor:
     if target == (height, width):
         return images
     dtype = images.dtype
-    if images.device.type == "cpu" and dtype.itemsize < 4:
+    if dtype == torch.uint8 or (images.device.type == "cpu" and dtype.itemsize < 4):
         dtype = torch.float32
     rows, columns = resize_matrices((height, width), target, dtype, images.device)
     stored = images.permute(0, 2, 3, 1).reshape(count, height, width * channels).to(dtype)
     narrow = torch.bmm(rows.expand(count, -1, -1), stored)  # [b, h, W * 3]
     resized = narrow.view(count * target[0], width * channels) @ columns
+    if images.dtype == torch.uint8:
+        resized = resized.round_()  # between the smallest and the largest: weights are 0 to 1
     return resized.view(count, *target, channels).permute(0, 3, 1, 2).to(images.dtype)

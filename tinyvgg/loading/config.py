@@ -36,7 +36,8 @@ class LoaderConfig:
     """Mean per channel on the 0-to-1 scale, instead of the train split's; becomes a tuple."""
     std: Iterable[float] | None = None
     """Standard deviation per channel on that scale, instead of the train split's; a tuple, too."""
-
+    size: int | None = None
+    """Pixels of the images' shorter side, to which they are scaled last; None: as stored."""
     reuse_buffers: bool = False
     """Whether a batch is valid only until the next is asked for; it saves `dali` a copy."""
 
@@ -48,6 +49,7 @@ class LoaderConfig:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be at least 0 and under 2^64, got {self.seed}")
+        check_size(self.size)
         mean, std = (_read_triple(name, getattr(self, name)) for name in ("mean", "std"))
         if mean is not None and not all(0 <= value <= 1 for value in mean):
             raise ValueError(f"mean must be {BOUNDS['mean']}, got {mean}")
@@ -56,6 +58,16 @@ class LoaderConfig:
         object.__setattr__(self, "crop_pixels", read_crop_pixels(self.crop_pixels))
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
+
+
+def check_size(size: int | None) -> None:
+    """Refuse a size that no image can have.
+
+    Raises:
+        ValueError: it is under 1.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
 
 
 def read_crop_pixels(value: SupportsIndex) -> int:

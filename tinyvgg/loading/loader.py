@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from tinyvgg.errors import ShardError
-from tinyvgg.loading.batch import Batch, BatchSource, Normalization
-from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.batch import Batch, BatchSource, Normalization, resize_images
+from tinyvgg.loading.config import LoaderConfig, check_size
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.ranks import find_rank
 from tinyvgg.shards.store import Split
@@ -28,6 +28,7 @@ class Loader:
         backend: "torch", "resident" or "dali".
         rank, world_size: of this process.
         normalization: of the pixels, unless they are uint8.
+        size: pixels of the images' shorter side; None: as stored.
         state: where it stands.
     """
 
@@ -69,6 +70,7 @@ class Loader:
                 f"{split.name!r}, got {self.batch_size:,}"
             )
         self.normalization = normalization
+        self.size = config.size
         self.state = LoaderState(config.seed, 0, 0, manifest_sha256)
         self.is_resumed = False  # the next epoch begins inside, where `load_state_dict` says
 
@@ -106,6 +108,17 @@ class Loader:
             self.state = replace(self.state, epoch=epoch, images_consumed=0)
             self.is_resumed = False
 
+    def set_size(self, size: int | None) -> None:
+        """Let the next `iter` give images whose shorter side has so many pixels.
+
+        They are scaled last, bilinear and antialiased; None leaves them as they are stored.
+
+        Raises:
+            ValueError: `size` is under 1.
+        """
+        check_size(size)
+        self.size = size
+
     def close(self) -> None:
         """Let go of the backend's memory and threads; the loader gives no more batches."""
         self.source = None
@@ -133,8 +146,11 @@ class Loader:
             return
         if self.source is None:
             raise ValueError("loader is closed; open another one")
+        size = self.size
         for step, batch in enumerate(self.source.batches(self.plan, state)):
             self.state = state.after(planned, step)
+            if size is not None:
+                batch.images = resize_images(batch.images, size)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

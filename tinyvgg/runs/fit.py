@@ -280,6 +280,7 @@ def _score_epoch(trainer: Trainer, val_loader: Loader, stop: StopRequest) -> Epo
     trained = trainer.trained
     if trained is None:
         return None
+    val_loader.set_size(trained.pixels)
     try:
         evaluation = evaluate_network(
             trainer.scored_model,
@@ -287,7 +288,6 @@ def _score_epoch(trainer: Trainer, val_loader: Loader, stop: StopRequest) -> Epo
             len(trainer.dataset.class_names),
             amp=trainer.amp,
             device=trainer.device,
-            pixels=trained.pixels,
             advance=lambda num_images: stop.check(),
         )
     except StopRequested:  # the epoch is scored by the run that goes on

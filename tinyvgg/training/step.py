@@ -17,7 +17,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from tinyvgg.compiling import compile_apart
-from tinyvgg.loading.batch import Batch, resize_images
+from tinyvgg.loading.batch import Batch
 from tinyvgg.model.vgg import Network, compute_logits
 from tinyvgg.ranks import is_distributed
 from tinyvgg.training.amp import AMP_DTYPES
@@ -241,23 +241,19 @@ class TrainStep:
         loss, hits = self.compute(images, labels)
         return loss, hits
 
-    def __call__(
-        self, batch: Batch, learning_rate: float, pixels: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
         """Update the weights with one batch.
 
         Args:
             batch: a full one.
             learning_rate: of this step.
-            pixels: shorter side that the images are reduced to; None leaves them as they are.
 
         Returns:
             Mean loss and number of hits, float32 scalars on the device.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        images = batch.images if pixels is None else resize_images(batch.images, pixels)
-        labels = batch.labels
+        images, labels = batch
         if self.transform is not None:
             images, labels = self.transform(images, labels)
         loss, hits = self._accumulate(images, labels)

@@ -238,6 +238,7 @@ class Trainer:
         clock = Clock.on(self.device, loader.batch_size)
         window = Meter.on(self.device)
         learning_rate = 0.0
+        loader.set_size(pixels)
         batches = iter(loader)
         while self.step < last_step:
             with clock.waiting():
@@ -245,7 +246,7 @@ class Trainer:
             if batch is None:
                 break
             learning_rate = learning_rate_at(recipe, self.step, self.num_steps)
-            loss, hits = self.take_step(batch, learning_rate, pixels)
+            loss, hits = self.take_step(batch, learning_rate)
             self.update_average()
             window.add(loss, hits, batch.num_valid)
             self.step += 1
