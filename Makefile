@@ -14,7 +14,7 @@ GPU_SECONDS ?= 600
 .PHONY: help setup check fix test test-long demo bench records gpu-check
 help:
 	@echo 'make setup         .venv with torch, tinyvgg and its development tools'
-	@echo 'make demo          make images, pack, train, score: 3 minutes on 2 cores'
+	@echo 'make demo          make images, pack, train, score: 3 to 7 minutes on 2 cores'
 	@echo 'make demo DATA=x   the same on real folders or a zip (EPOCHS=1)'
 	@echo 'make test [K=x]    the tests, or those whose name matches x'
 	@echo 'make test-long     the tests that take long, and no others'

@@ -10,6 +10,7 @@ import tinyvgg
 
 NAMES = [
     "BackendUnavailable",
+    "Callback",
     "CheckpointError",
     "DatasetError",
     "DivergedError",

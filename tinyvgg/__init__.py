@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tinyvgg.loading.open import open_loader
     from tinyvgg.model.vgg import VGG_Net
     from tinyvgg.runs.config import RunOptions
-    from tinyvgg.runs.fit import fit
+    from tinyvgg.runs.fit import Callback, fit
     from tinyvgg.runs.networks import load
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.config import Recipe
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "BackendUnavailable",
+    "Callback",
     "CheckpointError",
     "DatasetError",
     "DivergedError",
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Callback": "tinyvgg.runs.fit",
     "LoaderConfig": "tinyvgg.loading.config",
     "Recipe": "tinyvgg.training.config",
     "RunOptions": "tinyvgg.runs.config",

@@ -30,8 +30,8 @@ DeviceOption = Annotated[
 AmpOption = Annotated[
     Amp,
     tyro.conf.arg(
-        help="Autocast to bf16 or fp16, or off; auto: that of the run that is resumed or "
-        "evaluated, else what the device is good at."
+        help="Autocast to bf16 or fp16, or off; auto: as in the run that is resumed or "
+        "evaluated; in a new run the fastest that the device supports."
     ),
 ]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # off, and no flag turns it off again

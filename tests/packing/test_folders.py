@@ -258,6 +258,7 @@ def test_twenty_of_many_empty_classes_are_named_and_the_rest_counted(tmp_path: P
     [
         (("readme.txt",), r"found 1 file \(readme.txt\), expected train/<class>/…"),
         (("val/a/x.png",), "no train/<class>/ folders"),
+        (("manifest.json", "train-00000.npy"), "packed already; train on it, or name the folder"),
         (("train/x.png", "val/x.png"), "no train/<class>/ folders"),
         (("a/train/c/x.png", "b/train/c/x.png"), "train/ stands in a/, b/, expected one; pack"),
         (("train/a/x.png",), "no images under val/, expected"),

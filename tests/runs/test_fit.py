@@ -15,7 +15,7 @@ from tinyvgg.errors import CheckpointError, DivergedError, ShardError
 from tinyvgg.model.summary import train_flop
 from tinyvgg.runs.checkpoint import EpochRecord
 from tinyvgg.runs.config import RunOptions
-from tinyvgg.runs.fit import Run, Silence, open_run, train_run
+from tinyvgg.runs.fit import Callback, Run, open_run, train_run
 from tinyvgg.runs.settings import read_settings
 from tinyvgg.runs.signals import StopRequest, stop_request
 from tinyvgg.shards.store import PackedDataset
@@ -58,7 +58,7 @@ def make_setup(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> Callable[.
     return make
 
 
-class Told(Silence):
+class Told(Callback):
     """A callback that keeps what it hears, and does something after each step."""
 
     def __init__(self, act: Callable[[StepReport], None] = lambda report: None) -> None:
@@ -351,7 +351,7 @@ def test_a_taken_run_folder_is_refused(
     setup.out.mkdir()
     (setup.out / "notes.txt").write_text("mine")
 
-    with pytest.raises(CheckpointError, match="exists already; pass --resume"):
+    with pytest.raises(CheckpointError, match="exists already; resume it with --resume"):
         setup.open(color_dataset)
 
     assert [path.name for path in setup.out.iterdir()] == ["notes.txt"]

@@ -94,7 +94,7 @@ def test_the_second_of_two_slurm_tasks_is_told_how_they_train_together(
 def test_a_folder_that_holds_a_run_is_not_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
 
-    with pytest.raises(CheckpointError, match="exists already; pass --resume to resume it"):
+    with pytest.raises(CheckpointError, match="exists already; resume it with --resume"):
         RunFolder(tmp_path).check_new()
 
 

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import tinyvgg
 from tinyvgg.errors import CheckpointError
 from tinyvgg.inference.trained import Preprocessing
-from tinyvgg.runs.fit import Silence
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import Recipe
 
@@ -222,7 +221,7 @@ def test_a_network_that_does_not_fit_the_dataset_is_refused_before_any_work(
 def test_a_callback_hears_of_every_step_and_epoch(
     color_dataset: PackedDataset, recipe: Recipe
 ) -> None:
-    class Told(Silence):
+    class Told(tinyvgg.Callback):
         def __init__(self) -> None:
             self.steps = self.epochs = 0
 
@@ -237,3 +236,62 @@ def test_a_callback_hears_of_every_step_and_epoch(
     tinyvgg.fit(color_dataset, recipe, callback=told)
 
     assert (told.steps, told.epochs) == (10, 2)
+
+
+def test_what_is_given_in_the_wrong_form_is_named(
+    color_dataset: PackedDataset, recipe: Recipe
+) -> None:
+    wrong: Any = "fast"
+    with pytest.raises(TypeError, match=r"^recipe must be a Recipe, .* example, got str$"):
+        tinyvgg.fit(color_dataset, wrong)
+    with pytest.raises(TypeError, match=r"^a recipe has no field 'lr'; its fields are accumulate,"):
+        Recipe.named("fast", lr=0.1)
+    with pytest.raises(TypeError, match=r"^network must be a torch\.nn\.Module, .* got str$"):
+        tinyvgg.evaluate(wrong, color_dataset)
+    with pytest.raises(TypeError, match=r"^transform must be a function, got str$"):
+        tinyvgg.fit(color_dataset, recipe, transform=wrong)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (lambda images, labels: images, "two tensors, got Tensor$"),
+        (lambda images, labels: (images, 3), r"two tensors, got 2 values \(Tensor, int\)$"),
+        (lambda images, labels: (images[:4], labels), "as many images as labels, got 4 and 8$"),
+    ],
+    ids=["images alone", "no tensor", "another number"],
+)
+def test_a_transform_that_returns_something_else_is_named(
+    color_dataset: PackedDataset, recipe: Recipe, transform: Any, message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^transform must return .*{message}"):
+        tinyvgg.fit(color_dataset, recipe, transform=transform)
+
+
+def test_a_run_is_resumed_only_with_the_kind_of_network_it_trains(
+    color_dataset: PackedDataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    options = tinyvgg.RunOptions(limit_steps=2)
+    tinyvgg.fit(color_dataset, recipe, model=Tiny(), out=tmp_path / "own", options=options)
+    tinyvgg.fit(color_dataset, recipe, out=tmp_path / "named", options=options)
+    resume = tinyvgg.RunOptions(resume=True)
+
+    with pytest.raises(CheckpointError, match=r"own: trains a network of your own; resume it from"):
+        tinyvgg.fit(color_dataset, recipe, out=tmp_path / "own", options=resume)
+    with pytest.raises(CheckpointError, match=r"named: trains vgg11 of its recipe; resume it with"):
+        tinyvgg.fit(color_dataset, recipe, out=tmp_path / "named", model=Tiny(), options=resume)
+
+
+def test_a_loaded_network_scales_images_to_the_size_it_was_scored_on(
+    color_dataset: PackedDataset, make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = make_recipe(**SMALL | {"size_shares": (1.0,)})
+    run = tinyvgg.fit(color_dataset, recipe, model=Tiny(), out=tmp_path / "run")
+    loaded = tinyvgg.load(tmp_path / "run" / "last.pt", model=Tiny(), device="cpu")
+
+    config = tinyvgg.LoaderConfig(batch_size=len(color_dataset.val))
+    ((images, labels),) = tinyvgg.open_loader(color_dataset, "val", config)
+    loss = nn.functional.cross_entropy(loaded(images), labels).item()
+
+    assert loaded.preprocessing.pixels == 32
+    assert loss == pytest.approx(run.history[-1].val_loss, rel=1e-5)

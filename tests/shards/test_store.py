@@ -497,3 +497,11 @@ def test_the_first_4_kib_of_every_file_have_a_checksum(packed: PackedDataset) ->
                 (shard.labels, shard.head_crc32.labels),
             ):
                 assert crc32 == zlib.crc32((packed.folder / name).read_bytes()[:4096])
+
+
+def test_a_data_set_is_shown_in_one_line(packed: PackedDataset) -> None:
+    assert re.fullmatch(
+        r"<PackedDataset '.*packed': 33 train and 7 val images of \d+x\d+ pixels, 3 classes>",
+        repr(packed),
+    )
+    assert repr(packed.val) == f"<Split 'val' of '{packed.folder}': 7 images>"

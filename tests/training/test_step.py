@@ -44,6 +44,18 @@ def test_learning_rate_rises_over_the_warmup_and_falls_to_zero(
     assert rates == [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "shares", "expected"),
+    [(1, (0.65,), [64]), (2, (0.5,), [32, 64]), (2, (0.9,), [32, 64]), (2, (1.0,), [32, 32])],
+)
+def test_the_last_epoch_is_as_stored_unless_the_shares_say_otherwise(
+    make_recipe: Callable[..., Recipe], epochs: int, shares: tuple[float], expected: list[int]
+) -> None:
+    recipe = make_recipe(epochs=epochs, sizes=(32,), size_shares=shares)
+
+    assert [pixels_at(recipe, epoch, 64) for epoch in range(epochs)] == expected
+
+
 def test_learning_rate_of_the_reference_is_constant(
     make_recipe: Callable[..., Recipe],
 ) -> None:

@@ -228,10 +228,16 @@ def evaluate(
 
     Raises:
         CheckpointError: the network comes from a checkpoint, and its classes are others.
+        TypeError: `network` is no module, or `dataset` no data set.
         BackendUnavailable: `backend` cannot run here.
         ShardError: the split is empty, or the folder holds no data set.
         ValueError: another number of logits than classes, or a parameter that cannot be.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            "network must be a torch.nn.Module, tinyvgg.load(checkpoint) for example, "
+            f"got {type(network).__name__}"
+        )
     dataset = open_given(dataset)
     if isinstance(network, TrainedNetwork):
         check_classes(network, dataset)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tinyvgg.errors import CheckpointError
+from tinyvgg.loading.batch import resize_images
 from tinyvgg.model.vgg import compute_logits
 from tinyvgg.options import Amp
 from tinyvgg.shards.store import PackedDataset
@@ -65,7 +66,12 @@ class TrainedNetwork(nn.Module):
         self.preprocessing = preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, K] of images [B, 3, H, W], normalized as `preprocessing` says."""
+        """Return logits [B, K] of images [B, 3, H, W], normalized as `preprocessing` says.
+
+        Images of another size than `preprocessing.pixels` are scaled to it, as in training.
+        """
+        if self.preprocessing.pixels is not None:
+            images = resize_images(images, self.preprocessing.pixels)
         return compute_logits(self.model, images)
 
 

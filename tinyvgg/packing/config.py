@@ -73,7 +73,8 @@ class PackConfig:
     csv_split_column: Optional[str] = None  # noqa: UP045 - as `resize`
     """Column of --csv that says train, val or test; 'split', if there is one."""
     on_bad: Literal["fail", "skip"] = "fail"
-    """Images that cannot be packed: stop and list them, or leave out up to half and list them."""
+    """Images that cannot be packed: stop and list them, or leave them out and list them (no more
+    than half of a split)."""
     overwrite: Switch = False
     """Replace an existing OUT, at the end and only if everything went well."""
     json: JsonOption = False

@@ -10,6 +10,7 @@ from tinyvgg.errors import DatasetError
 from tinyvgg.packing.file_kinds import is_hidden, is_image
 from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.trees import FileTree
+from tinyvgg.shards.store import MANIFEST_NAME
 
 LAYOUTS = "train/<class>/… and val/<class>/…, or val/images/ with val/val_annotations.txt"
 VAL_NAMES = ("val", "valid", "validation")
@@ -99,6 +100,8 @@ def check_flat(source: str, tree: FileTree, names: set[str], holdout: Holdout | 
     folders = folders_in(tree, "")
     splits = [name for name in folders if name in SPLIT_NAMES and holds_anything(tree, name)]
     classes = [] if splits else [name for name in folders if _holds_image(tree, name)]
+    if MANIFEST_NAME in names:
+        raise DatasetError(f"{source}: packed already; train on it, or name the folder of images")
     if not classes:
         raise DatasetError(
             f"{source}: no train/<class>/ folders; found {describe(names)}, expected {LAYOUTS}; "

@@ -20,7 +20,7 @@ from tinyvgg.reporting.tables import render_summary
 from tinyvgg.reporting.tracing import traced_steps
 from tinyvgg.runs.checkpoint import EpochRecord
 from tinyvgg.runs.config import Output
-from tinyvgg.runs.fit import Callback, Run, Silence
+from tinyvgg.runs.fit import Callback, Run
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.build import check_sizes
 from tinyvgg.training.clock import Pace
@@ -32,7 +32,7 @@ SLOW_DATA_SHARE = 0.1  # above this, waiting for data is worth a line of advice
 logger = logging.getLogger("tinyvgg")
 
 
-class RunLines:
+class RunLines(Callback):
     """Prints and draws a run.
 
     Args:
@@ -95,7 +95,7 @@ class RunLines:
 def following(run: Run, output: Output) -> Iterator[Callback]:
     """Print and draw a run that is trained in a `with` block; only rank 0's."""
     if run.folder is None:
-        yield Silence()
+        yield Callback()
         return
     trainer = run.trainer
 

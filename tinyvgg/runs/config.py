@@ -32,7 +32,7 @@ RECIPE_PARTS = {  # of the recipe, as fields of `TrainFlags`
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How this call runs it; --resume keeps backend, device and log-every of the run."""
+    """Settings of this call only; --resume keeps backend, device and log-every of the run."""
 
     resume: Switch = False
     """Resume the run in OUT; its stored settings hold where no flag says otherwise."""
@@ -87,8 +87,8 @@ class TrainFlags:
     out: Path
     """Run folder to create, or to resume under --resume."""
     recipe: Annotated[str, tyro.conf.arg(metavar="{fast,fast-bn,seed,strong,FILE.json}")] = "fast"
-    """Defaults of the flags below: fast, fast-bn (BatchNorm), seed (the reference), strong, or a
-    stored recipe: a file of such fields, or the config.json of a run."""
+    """Preset that sets the flags below: fast, fast-bn (BatchNorm), seed (the reference), strong,
+    or a stored one: a JSON file of such fields, or the config.json of a run."""
     name: Annotated[RecipeName, tyro.conf.Fixed, tyro.conf.Suppress] = "fast"
     data: DataRecipe = field(default_factory=DataRecipe)
     network: NetworkRecipe = field(default_factory=NetworkRecipe)

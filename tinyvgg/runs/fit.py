@@ -14,11 +14,12 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import nn
 
+from tinyvgg.errors import CheckpointError
 from tinyvgg.inference.evaluate import evaluate_network, open_scored
 from tinyvgg.inference.trained import Preprocessing, note_preprocessing
 from tinyvgg.loading.loader import Loader
@@ -39,24 +40,14 @@ from tinyvgg.training.step import Transform
 from tinyvgg.training.trainer import StepReport, Trainer
 
 
-class Callback(Protocol):
-    """What `fit` tells of a run, on every rank."""
+class Callback:
+    """What `fit` tells of a run, on every rank; does nothing until a method is overridden."""
 
     def on_step(self, report: StepReport) -> None:
         """Hear of a step that was taken."""
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Hear of an epoch that was scored; its files are written next."""
-
-
-class Silence:
-    """A callback that does nothing."""
-
-    def on_step(self, report: StepReport) -> None:
-        """Do nothing."""
-
-    def on_epoch(self, record: EpochRecord) -> None:
-        """Do nothing."""
 
 
 @dataclass
@@ -187,6 +178,7 @@ def open_run(
             raise ValueError("resume needs out: the run folder to resume")
         check_unchanged(recipe, read_settings(folder.path)[0])
         checkpoint, was_previous = folder.read_last(device)
+        _check_same_kind(folder, checkpoint, model)
     elif folder is not None:
         folder.check_new()
     trainer = build_trainer(
@@ -222,6 +214,26 @@ def open_run(
     return run
 
 
+def _check_same_kind(
+    folder: RunFolder, checkpoint: ResumeCheckpoint | None, model: nn.Module | None
+) -> None:
+    """Refuse to resume a recipe's network as one of the caller's, or the other way round.
+
+    Raises:
+        CheckpointError: it would be.
+    """
+    if checkpoint is None or (checkpoint.arch is None) == (model is not None):
+        return
+    if model is None:
+        raise CheckpointError(
+            f"{folder.path}: trains a network of your own; resume it from Python, with "
+            "fit(..., model=..., options=RunOptions(resume=True))"
+        )
+    raise CheckpointError(
+        f"{folder.path}: trains {checkpoint.arch} of its recipe; resume it without model"
+    )
+
+
 def train_run(run: Run, stop: StopRequest | None = None, callback: Callback | None = None) -> None:
     """Train and score a run to its last epoch, target or limit, or until it is stopped.
 
@@ -237,7 +249,7 @@ def train_run(run: Run, stop: StopRequest | None = None, callback: Callback | No
     """
     trainer, options = run.trainer, run.options
     stop = stop or StopRequest()
-    callback = callback or Silence()
+    callback = callback or Callback()
     target = math.inf if options.target_top1 is None else options.target_top1
     if trainer.trained is None and run.best_top1 >= target:
         run.note_preprocessing()
@@ -346,12 +358,18 @@ def fit(
 
     Raises:
         CheckpointError: `out` is taken, or cannot be resumed.
+        TypeError: `recipe` is no recipe, `dataset` no data set, or `transform` no function.
         DivergedError: the loss became infinite or NaN.
         ShardError: the folder holds no data set, or the run was started on another one.
         BackendUnavailable: a device or a loader backend that was asked for cannot run here.
         ValueError: a setting, or a model, that cannot be trained on this data set.
     """
     options = options or RunOptions()
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            "recipe must be a Recipe, Recipe.named('fast') for example, "
+            f"got {type(recipe).__name__}"
+        )
     dataset = open_given(dataset)
     target = find_device(options.device if device == "auto" else str(device))
     folder = None if out is None else Path(out)

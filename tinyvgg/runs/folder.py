@@ -94,7 +94,8 @@ class RunFolder:
         passing = (".partial", ".lock")  # a killed run leaves them before it has written anything
         if self.path.exists() and any(file.suffix not in passing for file in self.path.iterdir()):
             raise CheckpointError(
-                f"{self.path}: exists already; pass --resume to resume it, or another --out"
+                f"{self.path}: exists already; resume it with --resume (from Python with "
+                "options=RunOptions(resume=True)), or name another --out"
             )
 
     def write_config(self, recipe: Recipe, options: RunOptions, resolved: dict[str, Any]) -> None:

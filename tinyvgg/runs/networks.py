@@ -63,7 +63,7 @@ def _build_described(path: Path, fields: Checkpoint) -> nn.Module:
     """
     if fields.arch is None:
         raise CheckpointError(
-            f"{path}: holds the weights of a network of your own; pass it to "
+            f"{path}: holds the weights of a network of your own; evaluate it from Python, as "
             "tinyvgg.load(checkpoint, model=...)"
         )
     limits = ARCHS[fields.arch]

@@ -20,5 +20,5 @@ class InspectConfig:
 
     packed: PackedOption
     grid: Path | None = None
-    """PNG file to draw a contact sheet into: four images of every class, with its words."""
+    """PNG file to draw a contact sheet into: four images a class, labeled with its words."""
     json: JsonOption = False

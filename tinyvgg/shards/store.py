@@ -177,6 +177,10 @@ class Split:
     shards: list[Shard]
     labels: NDArray[np.int64]
 
+    def __repr__(self) -> str:
+        """Return one line: where it is, which one, images."""
+        return f"<Split {self.name!r} of {str(self.folder)!r}: {self.num_images:,} images>"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as a path: neither pixels nor addresses of this process are of use elsewhere."""
         return _reopen_split, (self.folder.absolute(), self.manifest_sha256, self.name)
@@ -245,6 +249,15 @@ class PackedDataset:
     train: Split
     val: Split
 
+    def __repr__(self) -> str:
+        """Return one line: where it is, images, classes."""
+        image = self.manifest.image
+        return (
+            f"<PackedDataset {str(self.folder)!r}: {self.train.num_images:,} train and "
+            f"{self.val.num_images:,} val images of {image.width}x{image.height} pixels, "
+            f"{len(self.class_names):,} classes>"
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as a path."""
         return _reopen_dataset, (self.folder.absolute(), self.manifest_sha256)
@@ -253,6 +266,11 @@ class PackedDataset:
     def class_names(self) -> list[str]:
         """Class folders in label order."""
         return [record.folder for record in self.manifest.classes]
+
+    @property
+    def class_words(self) -> list[str]:
+        """What the classes are called, in label order; "" where the source does not say."""
+        return [record.words for record in self.manifest.classes]
 
     def split(self, name: str) -> Split:
         """Return split "train" or "val".

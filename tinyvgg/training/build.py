@@ -116,9 +116,12 @@ def build_trainer(
 
     Raises:
         BackendUnavailable: the loader backend that was asked for cannot run here.
+        TypeError: `transform` cannot be called.
         ValueError: the images are not of a size that the network takes, the batch size cannot be
             divided among ranks and parts, or `network` gives another number of logits.
     """
+    if transform is not None and not callable(transform):
+        raise TypeError(f"transform must be a function, got {type(transform).__name__}")
     if network is None:
         check_sizes(recipe, dataset)
     else:

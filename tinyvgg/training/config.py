@@ -4,8 +4,10 @@
 line takes the recipe first and lets single flags override it; the result is stored in the run.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from tinyvgg.loading.config import CROP_PIXELS, read_crop_pixels
 from tinyvgg.options import AmpOption
@@ -68,7 +70,7 @@ class ScheduleRecipe:
     sizes: tuple[int, ...] = (48,)
     """Pixels a side of the first epochs' images, at most as stored; the rest are as stored."""
     size_shares: tuple[float, ...] = (0.65,)
-    """Share of all epochs at each of --sizes."""
+    """Share of all epochs at each of --sizes; under 1 in all, the last epoch is as stored."""
     warmup: float = 0.15
     """Share of all steps over which the learning rate rises linearly."""
     decay: Literal["linear", "none"] = "linear"
@@ -81,7 +83,7 @@ class OptimizerRecipe:
 
     optimizer: Literal["muon", "adamw", "adam", "sgd"] = "muon"
     """muon (adamw for what is no convolution), adamw, sgd (Nesterov, momentum 0.9), or adam."""
-    learning_rate: float = 0.0
+    learning_rate: Annotated[float, tyro.conf.arg(aliases=("--lr",))] = 0.0
     """Peak learning rate. Muon and SGD need about 30 times AdamW's. 0: the recipe's, by device."""
     weight_decay: float = 0.0
     """Weight decay of weights, not of biases; of muon, adamw and sgd."""
@@ -106,7 +108,11 @@ class SpeedRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(DataRecipe, NetworkRecipe, ScheduleRecipe, OptimizerRecipe, SpeedRecipe):
-    """What a run is, wherever it runs; stored in config.json. The parts hold the fields.
+    """What a run is, wherever it runs; stored in config.json.
+
+    Its fields are those of its parts, each explained there and in `tinyvgg train --help`:
+    `DataRecipe` (batch_size, augment, …), `NetworkRecipe` (arch, dropout, …), `ScheduleRecipe`
+    (epochs, sizes, …), `OptimizerRecipe` (optimizer, learning_rate, …), `SpeedRecipe` (amp, …).
 
     Raises:
         ValueError: it cannot be trained.
@@ -120,10 +126,15 @@ class Recipe(DataRecipe, NetworkRecipe, ScheduleRecipe, OptimizerRecipe, SpeedRe
         """Return a recipe of `RECIPES` with some fields changed.
 
         Raises:
+            TypeError: a recipe has no field of that name.
             ValueError: there is none of that name, or what it becomes cannot be trained.
         """
         if name not in RECIPES:
             raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}")
+        known = [field.name for field in fields(cls) if field.name != "name"]
+        if unknown := [change for change in changes if change not in known]:
+            names = ", ".join(sorted(known))
+            raise TypeError(f"a recipe has no field {unknown[0]!r}; its fields are {names}")
         return cls(**{"name": name, **RECIPES[name], **changes})
 
     def __post_init__(self) -> None:

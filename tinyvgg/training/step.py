@@ -11,6 +11,7 @@ import contextlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed
@@ -48,10 +49,14 @@ def pixels_at(recipe: Recipe, epoch: int, stored: int) -> int:
     """Return the shorter side of the images of an epoch, in pixels.
 
     Args:
-        recipe: sizes and their shares of all epochs.
+        recipe: sizes and their shares of all epochs. Unless the shares add up to 1, the last epoch
+            is as stored, however few there are: the network ends on the images that loaders give.
         epoch: from 0.
         stored: shorter side of the images as packed; no image is enlarged.
     """
+    is_last = epoch == recipe.epochs - 1
+    if is_last and sum(recipe.size_shares) < 1:
+        return stored
     middle = (epoch + 0.5) / recipe.epochs
     for pixels, end in zip(recipe.sizes, itertools.accumulate(recipe.size_shares), strict=True):
         if middle < end:
@@ -162,6 +167,34 @@ class BatchLoss(nn.Module):
         return loss, (logits.argmax(1) == best).sum().float()
 
 
+def _apply(transform: Transform, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a transform makes of a step's images and labels.
+
+    Raises:
+        TypeError: it returns anything but a pair of tensors.
+        ValueError: it returns another number of images than of labels.
+    """
+    returned: Any = transform(images, labels)
+    match returned:
+        case (Tensor() as images, Tensor() as labels):
+            pass
+        case _:
+            raise TypeError(
+                f"transform must return (images, labels), two tensors, got {_name(returned)}"
+            )
+    if len(images) != len(labels):
+        raise ValueError(
+            f"transform must return as many images as labels, got {len(images)} and {len(labels)}"
+        )
+    return images, labels
+
+
+def _name(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return f"{len(value)} values ({', '.join(type(part).__name__ for part in value)})"
+    return type(value).__name__
+
+
 @dataclass
 class TrainStep:
     """Forward, backward and update of one batch, on all ranks together.
@@ -255,7 +288,7 @@ class TrainStep:
             group["lr"] = learning_rate
         images, labels = batch
         if self.transform is not None:
-            images, labels = self.transform(images, labels)
+            images, labels = _apply(self.transform, images, labels)
         loss, hits = self._accumulate(images, labels)
         if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)

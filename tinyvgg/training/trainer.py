@@ -323,7 +323,7 @@ class Trainer:
             "model": self.scored_model.state_dict(),
             "pixels": self.last_pixels,
             "class_folders": self.dataset.class_names,
-            "class_words": [record.words for record in self.dataset.manifest.classes],
+            "class_words": self.dataset.class_words,
             "mean": list(normalization.mean),
             "std": list(normalization.std),
             "manifest_sha256": self.dataset.manifest_sha256,
@@ -373,6 +373,7 @@ class Trainer:
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"last.pt: of another network or recipe ({error}); start over"
+                f"last.pt: of another network or recipe ({reason}); start over"
             ) from error
