@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tinyvgg.shards.jpeg_shards import JpegFile, write_jpeg_shard
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
     ClassRecord,
     ImageFormat,
+    JpegFormat,
     Manifest,
     SplitRecord,
     Splits,
@@ -104,32 +106,42 @@ def write_packed(
     shard_size: int = 10,
     mean: tuple[float, ...] = (0.48, 0.45, 0.4),
     std: tuple[float, ...] = (0.28, 0.27, 0.29),
+    encode: Callable[[np.ndarray, int], bytes] | None = None,
 ) -> Path:
-    """Write a packed folder from arrays, uint8 [n, H, W, 3] and int64 [n]; no JPEG is involved."""
+    """Write a packed folder from arrays, uint8 [n, H, W, 3] and int64 [n].
+
+    With `encode`, which makes a JPEG file of an image and its number, it is one of JPEG files.
+    """
     folder.mkdir(parents=True)
     records = {}
     for split, images, labels in (("train", train, train_labels), ("val", val, val_labels)):
         shards = []
         for index, first in enumerate(range(0, len(images), shard_size)):
             part = images[first : first + shard_size]
+            part_labels = labels[first : first + shard_size].astype(np.int64)
+            if encode is not None:
+                files = [
+                    JpegFile(encode(pixels, first + number), pixels.shape[:2])
+                    for number, pixels in enumerate(part)
+                ]
+                shards.append(write_jpeg_shard(folder, split, index, files, part_labels))
+                continue
             blocks = [part[start : start + BLOCK_ROWS] for start in range(0, len(part), BLOCK_ROWS)]
-            shards.append(
-                write_shard(
-                    folder,
-                    split,
-                    index,
-                    images.shape[1:],
-                    blocks,
-                    labels[first : first + shard_size].astype(np.int64),
-                )
-            )
+            shape = images.shape[1:]
+            shards.append(write_shard(folder, split, index, shape, blocks, part_labels))
         records[split] = SplitRecord(
             num_images=len(images), mean=list(mean), std=list(std), shards=shards, skipped=[]
         )
     num_classes = int(max(train_labels.max(), val_labels.max())) + 1
     classes = [ClassRecord(folder=f"class{k:03d}", words=f"words {k}") for k in range(num_classes)]
-    image = ImageFormat(height=train.shape[1], width=train.shape[2])
-    write_manifest(folder, Manifest(image=image, classes=classes, splits=Splits(**records)))
+    size = {"height": train.shape[1], "width": train.shape[2]}
+    manifest = Manifest(
+        format=1 if encode is None else 2,
+        image=ImageFormat(**size) if encode is None else JpegFormat(**size),
+        classes=classes,
+        splits=Splits(**records),
+    )
+    write_manifest(folder, manifest)
     return folder
 
 

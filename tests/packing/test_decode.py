@@ -26,6 +26,7 @@ from tinyvgg.errors import DatasetError
 from tinyvgg.packing import decode as decode_module
 from tinyvgg.packing.decode import FORMATS, MAX_PIXELS, decode_image, read_image_size
 from tinyvgg.packing.tiff_errors import IS_LISTENING
+from tinyvgg.shards.memory import MemoryBudget
 
 
 def picture(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
@@ -523,7 +524,7 @@ def test_a_fault_of_the_machine_is_no_bad_image(
 
 
 def test_large_images_are_decoded_at_once_only_as_far_as_memory_is_meant_for_them() -> None:
-    budget = decode_module._MemoryBudget(100 * 2**20)
+    budget = MemoryBudget(100 * 2**20)
     most, now, lock = 0, 0, threading.Lock()
 
     def take() -> None:

@@ -33,7 +33,8 @@ from tests.packing.sources import (
 )
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing.config import PackConfig
-from tinyvgg.packing.pack import pack_images, sum_channels
+from tinyvgg.packing.encoders import sum_channels
+from tinyvgg.packing.pack import pack_images
 from tinyvgg.shards.store import open_dataset, read_manifest
 from tinyvgg.shards.verify import verify_dataset
 

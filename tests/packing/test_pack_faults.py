@@ -22,7 +22,7 @@ from tests.packing.sources import (
     write_source,
 )
 from tinyvgg.errors import DatasetError
-from tinyvgg.packing import pack as packing
+from tinyvgg.packing import encoders
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.trees import MAX_FILE_BYTES
 from tinyvgg.shards.store import open_dataset
@@ -166,7 +166,7 @@ def test_the_bytes_do_not_depend_on_how_many_images_a_buffer_holds(
 ) -> None:
     source = write_source(tmp_path / "source", train=200, val=4)
     pack(source, out, shard_size=290)
-    monkeypatch.setattr(packing, "BUFFER_BYTES", buffer_bytes)
+    monkeypatch.setattr(encoders, "BUFFER_BYTES", buffer_bytes)
 
     pack(source, out.with_name("parts"), shard_size=290, workers=3)
 

@@ -142,12 +142,12 @@ def test_a_split_is_found_by_its_name() -> None:
         manifest.split("test")
 
 
-@pytest.mark.parametrize("version", [0, 2, 1.0, "1", True, None, [1], {}, 10**30])
+@pytest.mark.parametrize("version", [0, 3, 1.0, "1", True, None, [1], {}, 10**30])
 def test_another_version_is_refused_with_a_remedy(version: object) -> None:
     fields = json.loads(render_manifest(make_manifest()))
     fields["format"] = version
 
-    remedy = "this tinyvgg reads 1; upgrade tinyvgg or run 'tinyvgg pack' again"
+    remedy = "this tinyvgg reads 1 and 2; upgrade tinyvgg or run 'tinyvgg pack' again"
     with pytest.raises(ShardError, match=f"^m.json: format .*, {remedy}$"):
         parse_manifest(render(fields), "m.json")
 

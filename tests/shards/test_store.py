@@ -31,10 +31,10 @@ from torch.utils.data import DataLoader
 from tests.shards.damage import PackArrays, edit_manifest, make_images, swap
 from tinyvgg import shards
 from tinyvgg.errors import ShardError
+from tinyvgg.shards.npy import npy_header
 from tinyvgg.shards.store import (
     MANIFEST_MAX_BYTES,
     PackedDataset,
-    npy_header,
     open_dataset,
     read_manifest,
 )

@@ -48,7 +48,7 @@ class DownloadConfig:
 
 @dataclass(frozen=True)
 class PackConfig:
-    """Decode every image once, into uint8 numpy shards."""
+    """Decode every image once, into uint8 numpy shards, or check and store JPEG files."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder or .zip: train/ and val/, class folders with --val-share, or anything with --csv."""
@@ -58,6 +58,10 @@ class PackConfig:
     """Images in a shard."""
     workers: int = 0
     """Decoding threads; 0 means one for each CPU core. The bytes do not depend on it."""
+    encoding: Literal["raw", "jpeg"] = "raw"
+    """Store decoded pixels of one size (raw), or the JPEG files untouched, of any size (jpeg)."""
+    recode: Optional[int] = None  # noqa: UP045 - as `resize`
+    """With --encoding jpeg, store what is no JPEG in usual colors as one of this quality."""
     resize: Optional[int] = None  # noqa: UP045 - `int | None` makes tyro load typeguard: 0.06 s
     """Scale the shorter side to this many pixels and cut out the center square."""
     val_share: Optional[float] = None  # noqa: UP045 - as `resize`
@@ -96,3 +100,12 @@ class PackConfig:
         columns = (self.csv_path_column, self.csv_label_column, self.csv_split_column)
         if self.csv is None and columns != ("path", "label", None):
             raise ValueError("csv_*_column needs csv: it names a column of that file")
+        self._check_encoding()
+
+    def _check_encoding(self) -> None:
+        if self.encoding == "raw" and self.recode is not None:
+            raise ValueError("recode needs encoding 'jpeg': raw pixels are not encoded")
+        if self.encoding == "jpeg" and self.resize is not None:
+            raise ValueError("resize needs encoding 'raw': JPEG files are stored untouched")
+        if self.recode is not None and not 1 <= self.recode <= 100:
+            raise ValueError(f"recode must be a quality of 1 to 100, got {self.recode}")

@@ -17,8 +17,8 @@ Promises, whatever the bytes are:
     subsampling TurboJPEG has no name for (3 to 1, say) are no warnings known: there Pillow's
     word has to do;
   * the size stands in the header, and over `MAX_PIXELS` or `MAX_SIDE` an image is refused before
-    memory is taken for it. All threads together take at most `MEMORY_BYTES`, or what one image
-    alone needs, `WORKING_BYTES` a pixel: under 2.2 GB (0.9 GB were measured);
+    memory is taken for it. All threads together take at most what `decode_memory` has, or what one
+    image alone needs, `WORKING_BYTES` a pixel: under 2.2 GB (0.9 GB were measured);
   * a file that cannot be decoded is a `DatasetError`, whatever its decoder raised. Only what the
     machine lacks (memory, open files) stays an error of the machine.
 """
@@ -26,9 +26,7 @@ Promises, whatever the bytes are:
 import errno
 import io
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 
@@ -39,6 +37,7 @@ from PIL import Image
 
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing.tiff_errors import tiff_errors_raised
+from tinyvgg.shards.jpeg import JPEG_START, decode_jpeg, decode_memory, read_plain_size
 
 # Pillow's names, and its modules, which are imported for the first image that is no plain JPEG:
 # asked for a decoder that is not there, Pillow would import all it has.
@@ -47,43 +46,11 @@ PLUGINS = ("Jpeg", "Mpo", "Png", "Bmp", "Gif", "Ppm", "Tiff", "WebP", "Avif")  #
 MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB: where Pillow begins to warn of bombs
 MAX_SIDE = 65_535  # of a JPEG, and of a shard's image
 NEEDED_SIZE = f"expected 1 to {MAX_PIXELS:,}, {MAX_SIDE:,} a side; scale it down or drop it"
-MEMORY_BYTES = 2**30
 WORKING_BYTES = 24  # a pixel, at the worst: an animated WebP's canvases, then RGBA, RGB, an array
-JPEG_WORKING_BYTES = 8  # a pixel: the coefficients of a progressive one
-SMALL_PIXELS = 2**20  # below this, memory is not counted
-JPEG_START = b"\xff\xd8"
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
-NOTHING_TAKEN: AbstractContextManager[None] = nullcontext()
 UNNAMED_SUBSAMPLING = "Could not determine subsampling"
 
 
-class _MemoryBudget:
-    """Bytes that decoding may take at once; who wants more than all of them waits to be alone."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self.num_bytes = self.free_bytes = num_bytes
-        self.changed = threading.Condition()
-
-    def taken(self, num_pixels: int, bytes_per_pixel: int) -> AbstractContextManager[None]:
-        """Wait for memory, and hold it for the length of a `with` block."""
-        if num_pixels <= SMALL_PIXELS:
-            return NOTHING_TAKEN
-        return self._taken(min(num_pixels * bytes_per_pixel, self.num_bytes))
-
-    @contextmanager
-    def _taken(self, wanted: int) -> Iterator[None]:
-        with self.changed:
-            self.changed.wait_for(lambda: self.free_bytes >= wanted)
-            self.free_bytes -= wanted
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.free_bytes += wanted
-                self.changed.notify_all()
-
-
-_memory = _MemoryBudget(MEMORY_BYTES)
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs odd TIFF tags, to stderr
 
 
@@ -96,7 +63,7 @@ def read_image_size(data: bytes) -> tuple[int, int]:
     if data.startswith(JPEG_START):
         with suppress(ValueError, KeyError):
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(width, height)
+            check_size(width, height)
             return height, width
     with _open_image(data) as image:
         return image.height, image.width
@@ -117,10 +84,9 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
         OSError, MemoryError: the machine cannot decode anything now.
     """
     height, width, _ = pixels.shape
-    found = _plain_jpeg_size(data)
+    found = read_plain_size(data)
     if found == (height, width) and not resize:
-        with _memory.taken(height * width, JPEG_WORKING_BYTES), _Refusing("cannot be decoded"):
-            simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
+        decode_plain_jpeg(data, pixels)
         return
     with _open_image(data) as image:
         if not resize and (image.height, image.width) != (height, width):
@@ -128,7 +94,7 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
                 f"{image.width}x{image.height} pixels, expected {width}x{height}; "
                 "drop it, or pack with --resize"
             )
-        with _memory.taken(_count_pixels(image), WORKING_BYTES):
+        with decode_memory.taken(_count_pixels(image), WORKING_BYTES):
             with _Refusing("cannot be decoded"):
                 if found is not None:
                     rgb = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
@@ -140,15 +106,25 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
             pixels[:] = np.asarray(_cut_square(rgb, height) if resize else rgb)
 
 
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) of a JPEG whose pixels simplejpeg gives, in usual colors, or None."""
-    if not data.startswith(JPEG_START):
-        return None
-    try:
-        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-    except (ValueError, KeyError):  # KeyError: 4:4:1, which simplejpeg has no name for
-        return None
-    return (height, width) if color_space in ("YCbCr", "Gray") else None
+def decode_plain_jpeg(data: bytes, pixels: NDArray[np.uint8]) -> None:
+    """Decode a JPEG whose size `read_plain_size` gave into `pixels`, uint8 [H, W, 3] of that size.
+
+    Raises:
+        DatasetError: it is damaged.
+        MemoryError: the machine cannot decode it now.
+    """
+    with _Refusing("cannot be decoded"):
+        decode_jpeg(data, pixels)
+
+
+def name_kind(data: bytes) -> str:
+    """Return format and color mode of an image, "PNG image, RGBA", as Pillow names them.
+
+    Raises:
+        DatasetError: it is none.
+    """
+    with _open_image(data) as image:
+        return f"{image.format} image, {image.mode}"
 
 
 def _refuse_damaged_jpeg(data: bytes) -> None:
@@ -174,13 +150,18 @@ def _open_image(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:  # twice as many
             raise DatasetError(f"over {MAX_PIXELS:,} pixels, {NEEDED_SIZE}") from None
-    _check_size(image.width, image.height)
+    check_size(image.width, image.height)
     if _count_pixels(image) > MAX_PIXELS:
         raise DatasetError(f"tiles of {_count_pixels(image):,} pixels, {NEEDED_SIZE}")
     return image
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
+    """Refuse an image that is too large.
+
+    Raises:
+        DatasetError: it is.
+    """
     if not 0 < width * height <= MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise DatasetError(f"{width:,}x{height:,} pixels, {NEEDED_SIZE}")
 

@@ -15,8 +15,8 @@ from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing.locking import name_locks
 from tinyvgg.regular import read_regular_file
-from tinyvgg.shards.manifest import SHARD_NAME, is_manifest
-from tinyvgg.shards.store import MANIFEST_MAX_BYTES, MANIFEST_NAME
+from tinyvgg.shards.manifest import MANIFEST_NAME, SHARD_NAME, is_manifest
+from tinyvgg.shards.store import MANIFEST_MAX_BYTES
 
 
 def resolve_out(given: Path) -> Path:

@@ -18,7 +18,6 @@ the pack, also under `--on-bad skip`.
 """
 
 import contextlib
-import errno
 import functools
 import logging
 import math
@@ -27,7 +26,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -38,7 +37,7 @@ from numpy.typing import NDArray
 from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.csv_list import CsvList
-from tinyvgg.packing.decode import decode_image
+from tinyvgg.packing.encoders import Block, Encoder, JpegEncoder, RawEncoder
 from tinyvgg.packing.equal_files import NotingTree
 from tinyvgg.packing.folders import ImageSource, SourceImage, list_images, show_path
 from tinyvgg.packing.holdout import Holdout
@@ -52,37 +51,25 @@ from tinyvgg.packing.out_folder import (
     publish,
     resolve_out,
 )
-from tinyvgg.packing.sizes import find_image_format, read_image
+from tinyvgg.packing.sizes import find_image_format
 from tinyvgg.shards.manifest import (
-    BLOCK_ROWS,
     SPLITS,
     ClassRecord,
     ImageFormat,
+    JpegFormat,
     Manifest,
+    RecodedFile,
     ShardRecord,
     SkippedFile,
     SourceRecord,
     SplitRecord,
     Splits,
 )
-from tinyvgg.shards.store import write_manifest, write_shard
+from tinyvgg.shards.store import write_manifest
 
-BUFFER_BYTES = 32 * 2**20  # 10 blocks of 64 x 64 images: they stay in the L3 cache
-TILE_ROWS, TILE_COLUMNS = 256, 768  # of `sum_channels`
-TILE_VALUES = TILE_ROWS * TILE_COLUMNS
 NUM_WRITERS = 2  # one hashes and writes while the other waits for fsync
 
 logger = logging.getLogger("tinyvgg")
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Decoded images in a borrowed buffer, part of 256 rows, and what was learned on the way."""
-
-    images: NDArray[np.uint8]
-    buffer: NDArray[np.uint8]
-    sums: NDArray[np.int64]  # [2, 3]: of x and of x * x, per channel
-    bad_files: list[tuple[SourceImage, str]]
 
 
 @dataclass(frozen=True)
@@ -92,14 +79,28 @@ class _Shard:
     split: str
     index: int
     images: list[SourceImage]
-    blocks: "SimpleQueue[Future[_Block] | None]"
+    blocks: "SimpleQueue[Future[Block] | None]"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _WrittenShard:
-    record: ShardRecord
-    sums: NDArray[np.int64]
-    bad_files: list[tuple[SourceImage, str]]
+    """What the blocks of a shard add up to; `record` is there when it is written."""
+
+    sums: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 3), np.int64))
+    num_pixels: int = 0
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    bad_files: list[tuple[SourceImage, str]] = field(default_factory=list)
+    recoded: list[tuple[SourceImage, str]] = field(default_factory=list)
+    record: ShardRecord | None = None
+
+    def add(self, block: Block) -> None:
+        """Add what was learned of a block."""
+        self.sums += block.sums
+        self.num_pixels += block.num_pixels
+        if len(self.sizes) < 2:
+            self.sizes |= block.sizes
+        self.bad_files += block.bad_files
+        self.recoded += block.recoded
 
 
 def pack_images(
@@ -133,12 +134,19 @@ def pack_images(
         source = _list_source(config, out)
         stack.callback(source.tree.close)
         noting = NotingTree(source.tree, (image.path for image in source.splits["val"]))
-        image = find_image_format(source, config.resize, config.workers or _num_cores())
-        _check_space(out, source, image)
+        num_threads = config.workers or _num_cores()
+        noted = replace(source, tree=noting)
+        encoder: Encoder
+        if config.encoding == "raw":
+            image = find_image_format(source, config.resize, num_threads)
+            _check_space(out, source, image)
+            encoder = RawEncoder(noted, image, num_threads, resize=config.resize is not None)
+        else:
+            encoder = JpegEncoder(noted, num_threads, config.recode)
         try:
             partial.mkdir(parents=True)
-            noted = replace(source, tree=noting)
-            splits = _Packer(config, noted, image, partial, start_split).pack()
+            packer = _Packer(config, noted, encoder, num_threads, partial, start_split)
+            splits = packer.pack()
             bad_files = [
                 (file.path, file.reason) for split in SPLITS for file in splits[split].skipped
             ]
@@ -150,7 +158,8 @@ def pack_images(
                 for folder, words in zip(source.class_folders, source.class_words, strict=True)
             ]
             manifest = Manifest(
-                image=image,
+                format=1 if config.encoding == "raw" else 2,
+                image=image if config.encoding == "raw" else packer.find_jpeg_format(),
                 classes=classes,
                 splits=Splits(**splits),
                 source=_record_source(config, source),
@@ -170,9 +179,11 @@ class _Packer:
 
     config: PackConfig
     source: ImageSource
-    image: ImageFormat
+    encoder: Encoder
+    num_threads: int
     folder: Path
     start_split: Callable[[str, int], Callable[[int], None]]
+    sizes: set[tuple[int, int]] = field(default_factory=set)  # of packed images; two of many
 
     def pack(self) -> dict[str, SplitRecord]:
         """Return the records of the splits; under `--on-bad fail` they only list what is bad."""
@@ -193,6 +204,13 @@ class _Packer:
                     records[split] = self._make_record(shards, skipped[split])
             todo = again
         return records
+
+    def find_jpeg_format(self) -> JpegFormat:
+        """Return the format of the files that were packed: with their size if all have one."""
+        if len(self.sizes) != 1:
+            return JpegFormat()
+        ((height, width),) = self.sizes
+        return JpegFormat(height=height, width=width)
 
     def _drop_images(
         self, split: str, images: list[SourceImage], bad: list[tuple[SourceImage, str]]
@@ -218,43 +236,53 @@ class _Packer:
         return left
 
     def _make_record(self, shards: list[_WrittenShard], skipped: list[SkippedFile]) -> SplitRecord:
-        num_images = sum(shard.record.num_images for shard in shards)
-        num_pixels = num_images * self.image.height * self.image.width
+        num_pixels = max(1, sum(shard.num_pixels for shard in shards))  # 0: all are bad
         mean, std = _mean_std(np.sum([shard.sums for shard in shards], axis=0), num_pixels)
-        records = [shard.record for shard in shards]
+        records = [shard.record for shard in shards if shard.record is not None]
+        recoded = [
+            RecodedFile(path=show_path(image.path), reason=reason)
+            for shard in shards
+            for image, reason in shard.recoded
+        ]
+        self.sizes.update(*(shard.sizes for shard in shards))
         return SplitRecord(
-            num_images=num_images, mean=mean, std=std, shards=records, skipped=skipped
+            num_images=sum(record.num_images for record in records),
+            mean=mean,
+            std=std,
+            shards=records,
+            skipped=skipped,
+            recoded=recoded or None,
         )
 
     def _write_shards(
         self, splits: dict[str, list[SourceImage]], stop: Event
     ) -> dict[str, list[_WrittenShard]]:
         """Write all shards of some splits; rows of bad images hold anything."""
-        num_decoders = self.config.workers or _num_cores()
-        num_rows = _count_rows(self.image.num_bytes, num_decoders)
-        block_shape = (num_rows, self.image.height, self.image.width, 3)
+        encoder = self.encoder
         free: SimpleQueue[NDArray[np.uint8] | None] = SimpleQueue()
-        num_buffers = BUFFER_BYTES // (num_rows * self.image.num_bytes)
-        for _ in range(max(num_decoders + 2, num_buffers)):
-            free.put(np.empty(block_shape, np.uint8))
-        with ThreadPoolExecutor(num_decoders) as decoders, ThreadPoolExecutor(NUM_WRITERS) as pool:
+        for _ in range(encoder.num_buffers):
+            free.put(encoder.new_buffer())
+        with (
+            ThreadPoolExecutor(self.num_threads) as decoders,
+            ThreadPoolExecutor(NUM_WRITERS) as pool,
+        ):
             writing: dict[str, list[Future[_WrittenShard]]] = {split: [] for split in splits}
             try:
                 for split, index, rows in self._list_shards(splits):
                     if index == 0:
                         advance = self.start_split(split, len(splits[split]))
-                    blocks: SimpleQueue[Future[_Block] | None] = SimpleQueue()
+                    blocks: SimpleQueue[Future[Block] | None] = SimpleQueue()
                     shard = _Shard(split, index, rows, blocks)
                     writing[split].append(pool.submit(self._write_shard, shard, free, advance))
                     try:
-                        for start in range(0, len(rows), num_rows):
+                        for start in range(0, len(rows), encoder.num_rows):
                             buffer = free.get()  # waits here: this bounds the memory
                             if stop.is_set():
                                 return {}
                             if buffer is None:  # a writer gave up, result() says why
                                 return _results(writing)
-                            part = rows[start : start + num_rows]
-                            blocks.put(decoders.submit(self._decode_block, part, buffer))
+                            part = rows[start : start + encoder.num_rows]
+                            blocks.put(decoders.submit(encoder.encode, part, buffer))
                     finally:
                         blocks.put(None)
             except BaseException:
@@ -271,23 +299,6 @@ class _Packer:
             for index, first in enumerate(range(0, len(images), size)):
                 yield split, index, images[first : first + size]
 
-    def _decode_block(self, rows: list[SourceImage], buffer: NDArray[np.uint8]) -> _Block:
-        """Decode images into the first rows of a buffer; runs in a decode thread."""
-        bad_files = []
-        resize = self.config.resize is not None
-        for pixels, image in zip(buffer, rows, strict=False):
-            try:
-                decode_image(read_image(self.source, image), pixels, resize=resize)
-            except DatasetError as error:
-                bad_files.append((image, str(error)))
-            except OSError as error:
-                error.filename = error.filename or show_path(image.path)
-                raise
-            except MemoryError as error:
-                raise OSError(errno.ENOMEM, "out of memory", show_path(image.path)) from error
-        images = buffer[: len(rows)]
-        return _Block(images, buffer, sum_channels(images), bad_files)
-
     def _write_shard(
         self,
         shard: _Shard,
@@ -295,36 +306,25 @@ class _Packer:
         advance: Callable[[int], None],
     ) -> _WrittenShard:
         """Write one shard from its blocks as they come; runs in a write thread."""
-        sums = np.zeros((2, 3), np.int64)
-        bad_files: list[tuple[SourceImage, str]] = []
+        written = _WrittenShard()
 
-        def receive_images() -> Iterator[NDArray[np.uint8]]:
-            while (decoding := shard.blocks.get()) is not None:
-                block = decoding.result()
-                yield block.images
-                sums[:] += block.sums
-                bad_files.extend(block.bad_files)
+        def receive_blocks() -> Iterator[Block]:
+            while (encoding := shard.blocks.get()) is not None:
+                block = encoding.result()
+                yield block
+                written.add(block)
                 free.put(block.buffer)
-                advance(len(block.images))
+                advance(block.num_images)
 
         labels = np.array([image.label for image in shard.images], np.int64)
-        shape = (self.image.height, self.image.width, self.image.channels)
         try:
-            record = write_shard(
-                self.folder, shard.split, shard.index, shape, receive_images(), labels
+            written.record = self.encoder.write(
+                self.folder, shard.split, shard.index, receive_blocks(), labels
             )
         except BaseException:
             free.put(None)
             raise
-        return _WrittenShard(record, sums, bad_files)
-
-
-def _count_rows(image_bytes: int, num_decoders: int) -> int:
-    """Return the images of a buffer, a power of two up to 256, so that parts make up blocks."""
-    num_rows = BLOCK_ROWS
-    while num_rows > 1 and num_rows * image_bytes * (num_decoders + 2) > BUFFER_BYTES:
-        num_rows //= 2
-    return num_rows
+        return written
 
 
 def _list_source(config: PackConfig, out: Path) -> ImageSource:
@@ -364,39 +364,6 @@ def _record_source(config: PackConfig, source: ImageSource) -> SourceRecord | No
 
 def _results(writing: dict[str, list[Future[_WrittenShard]]]) -> dict[str, list[_WrittenShard]]:
     return {split: [job.result() for job in jobs] for split, jobs in writing.items()}
-
-
-def sum_channels(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return exact sums of pixel values and of their squares.
-
-    Args:
-        images: uint8 [n, H, W, 3].
-
-    Returns:
-        int64 [2, 3]: sums of x, then of x * x, per channel.
-
-    The images are cut into tiles of 256 rows of 768 values (16 images of 64 x 64). A column of
-    values is at most 256 * 255 = 65,280 < 2^16, so uint16 adds it up; one of squares is at most
-    256 * 255^2 = 16,646,400 < 2^24, so float32 does, exactly and in any order: 7 us an image,
-    where float32 alone takes 14 and numpy's integer reductions 15, and without BLAS, which would
-    start threads of its own among the decoders.
-    """
-    flat = images.reshape(-1)
-    end = flat.size - flat.size % TILE_VALUES
-    columns = np.zeros((2, TILE_COLUMNS), np.int64)
-    values = np.empty((TILE_ROWS, TILE_COLUMNS), np.uint16)  # 384 KiB: stays in the cache
-    squares = np.empty(values.shape, np.float32)
-    for start in range(0, end, TILE_VALUES):
-        values[:] = flat[start : start + TILE_VALUES].reshape(values.shape)
-        columns[0] += values.sum(axis=0, dtype=np.uint16)
-        np.multiply(values, values, out=values)
-        squares[:] = values
-        columns[1] += squares.sum(axis=0).astype(np.int64)
-    sums: NDArray[np.int64] = columns.reshape(2, -1, 3).sum(axis=1)
-    rest = flat[end:].reshape(-1, 3).astype(np.int64)
-    sums[0] += rest.sum(axis=0)
-    sums[1] += (rest * rest).sum(axis=0)
-    return sums
 
 
 def _mean_std(sums: NDArray[np.int64], num_pixels: int) -> tuple[list[float], list[float]]:

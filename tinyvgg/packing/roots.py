@@ -10,7 +10,7 @@ from tinyvgg.errors import DatasetError
 from tinyvgg.packing.file_kinds import is_hidden, is_image
 from tinyvgg.packing.holdout import Holdout
 from tinyvgg.packing.trees import FileTree
-from tinyvgg.shards.store import MANIFEST_NAME
+from tinyvgg.shards.manifest import MANIFEST_NAME
 
 LAYOUTS = "train/<class>/… and val/<class>/…, or val/images/ with val/val_annotations.txt"
 VAL_NAMES = ("val", "valid", "validation")

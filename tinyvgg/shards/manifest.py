@@ -9,6 +9,9 @@ parsers let through: a key given twice, NaN, a number in a string, an unknown fi
 
 Optional fields are absent where they say nothing; a manifest without them is as good as ever:
 `fields_sha256`, of all other fields as they are rendered, and of each shard `head_crc32`.
+
+Format 1 is of decoded pixels, format 2 of JPEG files; they differ in `image`, in the name of a
+shard's images, and in two more files a shard.
 """
 
 import hashlib
@@ -17,11 +20,20 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from tinyvgg.errors import ShardError
 
-FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+FORMATS = (1, 2)
 BLOCK_ROWS = 256  # rows behind one entry of block_crc32: damage is named to 256 images
 HEAD_BYTES = 4096  # of each file behind head_crc32: a page, which opening reads anyway
 SPLITS = ("train", "val")
@@ -30,6 +42,7 @@ Count = Annotated[int, Field(ge=0, le=2**48)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Crc32 = Annotated[int, Field(ge=0, lt=2**32)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+Side = Annotated[int, Field(ge=1, le=65_535)]
 
 
 class _Record(BaseModel):
@@ -39,8 +52,8 @@ class _Record(BaseModel):
 class ImageFormat(_Record):
     """Shape and type of every image of the data set."""
 
-    height: Annotated[int, Field(ge=1, le=65_535)]
-    width: Annotated[int, Field(ge=1, le=65_535)]
+    height: Side
+    width: Side
     channels: Literal[3] = 3
     dtype: Literal["uint8"] = "uint8"
     layout: Literal["NHWC"] = "NHWC"
@@ -49,6 +62,43 @@ class ImageFormat(_Record):
     def num_bytes(self) -> int:
         """Bytes of one image."""
         return self.height * self.width * self.channels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of every image."""
+        return self.height, self.width
+
+
+class JpegFormat(_Record):
+    """Images are untouched JPEG files; height and width are there if all have one size."""
+
+    encoding: Literal["jpeg"] = "jpeg"
+    height: Side | None = None
+    width: Side | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of every image; None if they have several sizes."""
+        if self.height is None or self.width is None:
+            return None
+        return self.height, self.width
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "JpegFormat":
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width are given together")
+        return self
+
+
+def _find_encoding(image: Any) -> str:
+    is_jpeg = "encoding" in image if isinstance(image, dict) else isinstance(image, JpegFormat)
+    return "jpeg" if is_jpeg else "raw"
+
+
+AnyFormat = Annotated[
+    Annotated[ImageFormat, Tag("raw")] | Annotated[JpegFormat, Tag("jpeg")],
+    Discriminator(_find_encoding),
+]
 
 
 class ClassRecord(_Record):
@@ -66,7 +116,10 @@ class HeadChecksums(_Record):
 
 
 class ShardRecord(_Record):
-    """One shard: its two files, their sizes in bytes and their checksums."""
+    """One shard: its files, their sizes in bytes and their checksums.
+
+    A shard of JPEG files has two more, `offsets` and `sizes`, whose bytes follow from `num_images`.
+    """
 
     images: str
     labels: str
@@ -77,10 +130,40 @@ class ShardRecord(_Record):
     labels_sha256: Sha256
     block_crc32: list[Crc32]
     head_crc32: HeadChecksums | None = None
+    offsets_sha256: Sha256 | None = None
+    sizes_sha256: Sha256 | None = None
+
+    @property
+    def offsets(self) -> str:
+        """Name of the file that says where each JPEG file begins, and where the last one ends."""
+        return self.labels.replace(".labels.", ".offsets.")
+
+    @property
+    def sizes(self) -> str:
+        """Name of the file with height and width of each JPEG file."""
+        return self.labels.replace(".labels.", ".sizes.")
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether it holds JPEG files."""
+        return self.offsets_sha256 is not None
+
+    @property
+    def file_names(self) -> list[str]:
+        """Names of all its files."""
+        more = [self.offsets, self.sizes] if self.is_jpeg else []
+        return [self.images, self.labels, *more]
 
 
 class SkippedFile(_Record):
     """A source file that `pack --on-bad skip` left out, and why."""
+
+    path: str
+    reason: str
+
+
+class RecodedFile(_Record):
+    """A source file that `pack --recode` stored as another JPEG, and why."""
 
     path: str
     reason: str
@@ -94,6 +177,7 @@ class SplitRecord(_Record):
     std: Annotated[list[Unit], Field(min_length=3, max_length=3)]
     shards: list[ShardRecord]
     skipped: list[SkippedFile]
+    recoded: Annotated[list[RecodedFile], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _counts_agree(self) -> "SplitRecord":
@@ -139,8 +223,8 @@ class SourceRecord(_Record):
 class Manifest(_Record):
     """Everything that is known of a packed folder without reading a pixel."""
 
-    format: Literal[1] = 1
-    image: ImageFormat
+    format: Literal[1, 2] = 1
+    image: AnyFormat
     classes: Annotated[list[ClassRecord], Field(min_length=1)]
     splits: Splits
     source: SourceRecord | None = None
@@ -153,9 +237,14 @@ class Manifest(_Record):
             raise ValueError("class folders are not sorted, or one is there twice")
         if not {".", ".."}.isdisjoint(folders):
             raise ValueError("a class folder is '.' or '..'")
+        is_jpeg = self.format == 2
+        if is_jpeg != isinstance(self.image, JpegFormat):
+            raise ValueError("format 1 is of decoded pixels, format 2 of encoding 'jpeg'")
         for split in SPLITS:
             for index, shard in enumerate(self.split(split).shards):
-                expected = shard_file_names(split, index)
+                if {shard.is_jpeg, shard.sizes_sha256 is not None} != {is_jpeg}:
+                    raise ValueError(f"{shard.images}: offsets and sizes go with format 2")
+                expected = shard_file_names(split, index, is_jpeg=is_jpeg)
                 if (shard.images, shard.labels) != expected:  # also refuses '/', '..'
                     raise ValueError(f"{split} shard {index} is not named {expected[0]}")
                 if len(shard.block_crc32) != -(-shard.num_images // BLOCK_ROWS):
@@ -174,12 +263,15 @@ class Manifest(_Record):
         return record
 
 
-SHARD_NAME = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5,}}(?:\.labels)?\.npy")
+SHARD_NAME = re.compile(
+    rf"(?:{'|'.join(SPLITS)})-\d{{5,}}(?:\.(?:labels|jpeg|offsets|sizes))?\.npy"
+)
 
 
-def shard_file_names(split: str, index: int) -> tuple[str, str]:
+def shard_file_names(split: str, index: int, *, is_jpeg: bool = False) -> tuple[str, str]:
     """Name the image file and the label file of a shard."""
-    return f"{split}-{index:05d}.npy", f"{split}-{index:05d}.labels.npy"
+    stem = f"{split}-{index:05d}"
+    return f"{stem}.jpeg.npy" if is_jpeg else f"{stem}.npy", f"{stem}.labels.npy"
 
 
 def is_manifest(data: bytes) -> bool:
@@ -223,17 +315,20 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{name}: not a manifest ({error}); pack the images again") from error
     version = fields.get("format") if isinstance(fields, dict) else None
-    if version != FORMAT or type(version) is not int:
+    if version not in FORMATS or type(version) is not int:
         shown = re.sub(r"\s+", " ", repr(version))[:40]
         raise ShardError(
-            f"{name}: format {shown}, this tinyvgg reads {FORMAT}; "
+            f"{name}: format {shown}, this tinyvgg reads {' and '.join(map(str, FORMATS))}; "
             "upgrade tinyvgg or run 'tinyvgg pack' again"
         )
     try:
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        path = [str(part) for part in first["loc"]]
+        if path[:1] == ["image"] and path[1:2] in (["raw"], ["jpeg"]):  # not a field
+            del path[1]
+        where = ".".join(path) or "manifest"
         raise ShardError(f"{name}: {where}: {first['msg']}; pack the images again") from error
     known = manifest.model_dump(exclude_none=True)
     if json.dumps(known, sort_keys=True) != json.dumps(fields, sort_keys=True):

@@ -4,22 +4,21 @@
     train-00000.npy         uint8 [n, H, W, 3], RGB, NPY version 1, C order, one image per row
     train-00000.labels.npy  int64 [n]; row i names the class of image i of the shard
 
+or, in format 2, JPEG files instead of images; see `jpeg_shards`.
+
 From: `pack`, which hands over decoded images in sorted path order.
 To:   `loading`, which gets a data set from `open_dataset` and maps the rest.
 
 Promises to the next stage, checked when the folder is opened, in time proportional to the
 number of shards: every file has exactly the size and exactly the header that the manifest
 implies, and the first 4 KiB that were packed, so that exchanged shards are found unless both
-begin alike; labels, which opening reads, are those that were packed. The header of an NPY file
-is a function of shape and dtype, so it is compared byte for byte instead of being parsed: any
-flipped byte, other version, Fortran order or pickle is found.
+begin alike; labels, which opening reads, are those that were packed.
 
 Channels come last on disk on purpose. A batch read as [B, H, W, C] and viewed as [B, C, H, W]
 already has channels-last strides, so the first convolution takes it without a copy.
 """
 
 import hashlib
-import io
 import math
 import operator
 import os
@@ -28,19 +27,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyvgg.durable import replace_file
-from tinyvgg.errors import ShardError, naming
+from tinyvgg.errors import ShardError
 from tinyvgg.regular import read_regular_file
+from tinyvgg.shards.jpeg import decode_jpeg
+from tinyvgg.shards.jpeg_shards import check_jpeg_bytes, read_offsets, read_sizes
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
-    HEAD_BYTES,
+    MANIFEST_NAME,
     SPLITS,
     HeadChecksums,
+    ImageFormat,
+    JpegFormat,
     Manifest,
     ShardRecord,
     SplitRecord,
@@ -49,27 +52,14 @@ from tinyvgg.shards.manifest import (
     seal_manifest,
     shard_file_names,
 )
+from tinyvgg.shards.npy import check_npy, npy_header, write_npy
 
-MANIFEST_NAME = "manifest.json"
 MANIFEST_MAX_BYTES = 256 * 2**20  # a manifest for 10^9 images is smaller; more is not one
 
 
 def is_system_file(name: str) -> bool:
     """Tell whether a file manager or a file system put a file there: no part of a data set."""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
-
-
-def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
-    """Return the NPY version 1 header of a C-order array, as numpy writes it.
-
-    Args:
-        shape: of the array.
-        dtype: numpy's `descr`, "|u1" for uint8 and "<i8" for int64.
-    """
-    buffer = io.BytesIO()
-    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, fields)
-    return buffer.getvalue()
 
 
 def write_shard(
@@ -112,10 +102,10 @@ def write_shard(
     num_images = len(labels)
     header = npy_header((num_images, *image_shape), "|u1")
     num_bytes = num_images * math.prod(image_shape)
-    images = _write_npy(folder / images_name, header, checked_blocks(), num_bytes)
+    images = write_npy(folder / images_name, header, checked_blocks(), num_bytes)
     header = npy_header((num_images,), "<i8")
     labels_block = labels.astype("<i8").view(np.uint8)
-    written = _write_npy(folder / labels_name, header, [labels_block], labels_block.nbytes)
+    written = write_npy(folder / labels_name, header, [labels_block], labels_block.nbytes)
     return ShardRecord(
         images=images_name,
         labels=labels_name,
@@ -145,13 +135,42 @@ class Shard:
     """One opened shard: mapped images and its labels.
 
     Attributes:
-        images: uint8 [n, H, W, 3], mapped read-only; pages are shared by all processes.
+        images: uint8 [n, H, W, 3], mapped read-only; pages are shared by all processes. Of JPEG
+            files uint8 [bytes].
         labels: int64 [n], in memory.
+        offsets: of JPEG files, where in `images` each begins, int64 [n + 1].
+        sizes: of JPEG files, height and width of each, int32 [n, 2].
     """
 
     record: ShardRecord
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    offsets: NDArray[np.int64] | None = None
+    sizes: NDArray[np.int32] | None = None
+
+    def read_file(self, row: int) -> memoryview:
+        """Return a JPEG file, mapped; valid as long as the shard is referenced."""
+        assert self.offsets is not None
+        return self.images[int(self.offsets[row]) : int(self.offsets[row + 1])].data
+
+    def read_image(self, row: int) -> NDArray[np.uint8]:
+        """Return a copy of an image, uint8 [H, W, 3], RGB.
+
+        Raises:
+            ShardError: the JPEG file is damaged.
+        """
+        if self.sizes is None:
+            stored: NDArray[np.uint8] = self.images[row].copy()
+            return stored
+        pixels = np.empty((*self.sizes[row], 3), np.uint8)
+        try:
+            decode_jpeg(self.read_file(row), pixels)
+        except ValueError as error:
+            raise ShardError(
+                f"{self.record.images}: image {row:,} of the shard cannot be decoded ({error}); "
+                "run 'tinyvgg verify'"
+            ) from error
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -195,14 +214,48 @@ class Split:
         """Images in every shard but the last."""
         return self.shards[0].record.num_images if self.shards else 1
 
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether its rows are JPEG files."""
+        return bool(self.shards) and self.shards[0].offsets is not None
+
     @cached_property
     def row_addresses(self) -> NDArray[np.int64]:
         """Memory address of every row, int64 [num_images]; valid while the split is referenced."""
         addresses = [
-            shard.images.ctypes.data + np.arange(len(shard.images)) * shard.images.strides[0]
+            shard.images.ctypes.data
+            + (
+                np.arange(len(shard.images)) * shard.images.strides[0]
+                if shard.offsets is None
+                else shard.offsets[:-1]
+            )
             for shard in self.shards
         ]
         return np.concatenate(addresses) if addresses else np.zeros(0, np.int64)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int32]:
+        """Height and width of every image, int32 [num_images, 2]."""
+        sizes = [
+            np.broadcast_to(np.array(shard.images.shape[1:3], np.int32), (len(shard.images), 2))
+            if shard.sizes is None
+            else shard.sizes
+            for shard in self.shards
+        ]
+        return np.concatenate(sizes) if sizes else np.zeros((0, 2), np.int32)
+
+    def view_row(self, row: int) -> NDArray[np.uint8]:
+        """Return a row as it is stored, mapped: uint8 [H, W, 3], or a JPEG file, uint8 [bytes]."""
+        shard, place = self.find_row(row)
+        if shard.offsets is None:
+            image: NDArray[np.uint8] = shard.images[place]
+            return image
+        return shard.images[int(shard.offsets[place]) : int(shard.offsets[place + 1])]
+
+    def find_row(self, row: int) -> tuple[Shard, int]:
+        """Return the shard of a row of the split, and the row in that."""
+        index, row_in_shard = divmod(row, self.shard_size)
+        return self.shards[index], row_in_shard
 
     def __len__(self) -> int:
         """Return the images in the split."""
@@ -220,13 +273,12 @@ class Split:
         index = operator.index(row)
         if not -self.num_images <= index < self.num_images:
             raise IndexError(f"row must be under {self.num_images:,}, got {index:,}")
-        shard, row_in_shard = divmod(index % self.num_images, self.shard_size)
-        return self.shards[shard].images[row_in_shard].copy(), int(self.labels[index])
+        shard, row_in_shard = self.find_row(index % self.num_images)
+        return shard.read_image(row_in_shard), int(self.labels[index])
 
     def read_images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return copies of the given rows, uint8 [len(rows), H, W, 3]; the obvious slow way."""
-        shard_of, row_of = np.divmod(rows, self.shard_size)
-        return np.stack([self.shards[s].images[r] for s, r in zip(shard_of, row_of, strict=True)])
+        """Return copies of rows of one size, uint8 [len(rows), H, W, 3]; the obvious slow way."""
+        return np.stack([self[row][0] for row in rows.tolist()])
 
 
 @dataclass(frozen=True)
@@ -343,30 +395,6 @@ def _reopen_split(folder: Path, manifest_sha256: str, name: str) -> Split:
     return _reopen_dataset(folder, manifest_sha256).split(name)
 
 
-class _WrittenFile(NamedTuple):
-    num_bytes: int
-    sha256: str
-    head_crc32: int
-
-
-def _write_npy(
-    path: Path, header: bytes, blocks: Iterable[NDArray[np.uint8]], block_bytes: int
-) -> _WrittenFile:
-    """Write header and blocks, `block_bytes` in all, durably."""
-    digest = hashlib.sha256(header)
-    head = header
-    with naming(path, len(header) + block_bytes), path.open("wb") as file:
-        file.write(header)
-        for block in blocks:
-            if len(head) < HEAD_BYTES:
-                head += block.reshape(-1)[: HEAD_BYTES - len(head)].tobytes()
-            digest.update(block.data)
-            file.write(block.data)
-        file.flush()
-        os.fsync(file.fileno())
-        return _WrittenFile(file.tell(), digest.hexdigest(), zlib.crc32(head))
-
-
 def _open_split(folder: Path, manifest: Manifest, manifest_sha256: str, name: str) -> Split:
     record = manifest.split(name)
     shards = [open_shard(folder, manifest, shard) for shard in record.shards]
@@ -384,9 +412,14 @@ def open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
     Raises:
         ShardError: a file is not what the manifest says, as far as `open_dataset` looks.
     """
-    image = manifest.image
-    shape = (record.num_images, image.height, image.width, image.channels)
+    offsets = sizes = None
     offset = check_images(folder, manifest, record)
+    if isinstance(manifest.image, ImageFormat):
+        shape: tuple[int, ...] = (record.num_images, *manifest.image.size, manifest.image.channels)
+    else:
+        offsets, sizes = read_offsets(folder, record), read_sizes(folder, record)
+        _check_one_size(folder / record.sizes, sizes, manifest.image)
+        shape = (int(offsets[-1]),)
     images = np.memmap(folder / record.images, np.uint8, "r", offset=offset, shape=shape)
     path = folder / record.labels
     offset = check_labels(folder, record)
@@ -399,17 +432,28 @@ def open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
         )
     if hashlib.sha256(label_file).hexdigest() != record.labels_sha256:
         raise ShardError(f"{path}: its labels are damaged; copy or pack them again")
-    return Shard(record, np.asarray(images), labels.astype(np.int64, copy=False))
+    labels = labels.astype(np.int64, copy=False)
+    return Shard(record, np.asarray(images), labels, offsets, sizes)
+
+
+def _check_one_size(path: Path, sizes: NDArray[np.int32], image: JpegFormat) -> None:
+    if image.size is not None and (sizes != np.array(image.size)).any():
+        raise ShardError(
+            f"{path}: sizes other than {image.width}x{image.height}, which the manifest says; "
+            "pack the images again"
+        )
 
 
 def check_images(folder: Path, manifest: Manifest, record: ShardRecord) -> int:
     """Check size and header of an image file, and return where the images begin."""
     image = manifest.image
-    shape = (record.num_images, image.height, image.width, image.channels)
+    if isinstance(image, JpegFormat):
+        return check_jpeg_bytes(folder, record)
+    shape = (record.num_images, *image.size, image.channels)
     header = npy_header(shape, "|u1")
     num_bytes = len(header) + record.num_images * image.num_bytes
     head_crc32 = None if record.head_crc32 is None else record.head_crc32.images
-    return _check_file(folder / record.images, header, num_bytes, record.image_bytes, head_crc32)
+    return check_npy(folder / record.images, header, num_bytes, record.image_bytes, head_crc32)
 
 
 def check_labels(folder: Path, record: ShardRecord) -> int:
@@ -417,38 +461,4 @@ def check_labels(folder: Path, record: ShardRecord) -> int:
     header = npy_header((record.num_images,), "<i8")
     num_bytes = len(header) + record.num_images * 8
     head_crc32 = None if record.head_crc32 is None else record.head_crc32.labels
-    return _check_file(folder / record.labels, header, num_bytes, record.label_bytes, head_crc32)
-
-
-def _check_file(
-    path: Path, header: bytes, expected: int, given_bytes: int, head_crc32: int | None
-) -> int:
-    """Return the length of the header.
-
-    Raises:
-        ShardError: the file has another header, size or beginning, or the manifest another size.
-    """
-    if given_bytes != expected:
-        raise ShardError(
-            f"{path.with_name(MANIFEST_NAME)}: {path.name} is given {given_bytes:,} bytes, its "
-            f"shape needs {expected:,}; pack the images again"
-        )
-    try:
-        num_bytes = path.stat().st_size
-        if num_bytes != expected:
-            raise ShardError(
-                f"{path}: {num_bytes:,} bytes, manifest says {expected:,}; "
-                "the copy was cut short or is another file's, copy or pack it again"
-            )
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError as error:
-        raise ShardError(f"{path}: {error.strerror}; copy or pack it again") from error
-    if not head.startswith(header):
-        raise ShardError(f"{path}: its npy header is damaged; copy or pack it again")
-    if head_crc32 not in (None, zlib.crc32(head)):
-        raise ShardError(
-            f"{path}: its first {HEAD_BYTES:,} bytes are not those that were packed: damaged, or "
-            "another shard's file; copy or pack it again"
-        )
-    return len(header)
+    return check_npy(folder / record.labels, header, num_bytes, record.label_bytes, head_crc32)

@@ -11,10 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinyvgg.errors import ShardError
-from tinyvgg.shards.manifest import BLOCK_ROWS, SPLITS, Manifest, ShardRecord
-from tinyvgg.shards.store import (
+from tinyvgg.shards.jpeg_shards import read_offsets, read_sizes
+from tinyvgg.shards.manifest import (
+    BLOCK_ROWS,
     MANIFEST_NAME,
+    SPLITS,
+    ImageFormat,
+    Manifest,
+    ShardRecord,
+)
+from tinyvgg.shards.store import (
     check_images,
     check_labels,
     is_system_file,
@@ -48,7 +57,7 @@ def verify_dataset(
     for split in SPLITS:
         first_row = 0
         for record in manifest.split(split).shards:
-            expected_names |= {record.images, record.labels}
+            expected_names |= {*record.file_names}
             damages.extend(_verify_shard(folder, manifest, record, first_row))
             first_row += record.num_images
             advance(record.num_images)
@@ -69,6 +78,7 @@ def _verify_shard(
     damages = [
         *_verify_images(folder, manifest, whole, first_row),
         *_verify_labels(folder, whole, first_row),
+        *_verify_sizes(folder, whole),
     ]
     yield from damages
     if not damages:
@@ -84,7 +94,7 @@ def _verify_images(
     path = folder / record.images
     try:
         header_bytes = check_images(folder, manifest, record)
-        block_bytes = BLOCK_ROWS * manifest.image.num_bytes
+        block_bytes = _list_block_bytes(folder, manifest, record)
         sha256, block_crc32 = _read_checksums(path, header_bytes, block_bytes)
     except ShardError as error:
         yield str(error)
@@ -111,7 +121,8 @@ def _verify_images(
 def _verify_labels(folder: Path, record: ShardRecord, first_row: int) -> Iterator[str]:
     path = folder / record.labels
     try:
-        sha256, _ = _read_checksums(path, check_labels(folder, record), record.num_images * 8)
+        header_bytes = check_labels(folder, record)
+        sha256, _ = _read_checksums(path, header_bytes, [record.num_images * 8])
     except ShardError as error:
         yield str(error)
         return
@@ -122,20 +133,41 @@ def _verify_labels(folder: Path, record: ShardRecord, first_row: int) -> Iterato
         )
 
 
-def _read_checksums(path: Path, header_bytes: int, block_bytes: int) -> tuple[str, list[int]]:
+def _verify_sizes(folder: Path, record: ShardRecord) -> Iterator[str]:
+    try:
+        if record.is_jpeg:
+            read_sizes(folder, record)
+    except ShardError as error:
+        yield str(error)
+
+
+def _list_block_bytes(folder: Path, manifest: Manifest, record: ShardRecord) -> list[int]:
+    """Return the bytes of each block of 256 images.
+
+    Raises:
+        ShardError: the offsets of JPEG files are damaged, so no block is known.
+    """
+    firsts = np.append(np.arange(0, record.num_images, BLOCK_ROWS), record.num_images)
+    if isinstance(manifest.image, ImageFormat):
+        starts = firsts * manifest.image.num_bytes
+    else:
+        starts = read_offsets(folder, record)[firsts]
+    block_bytes: list[int] = np.diff(starts).tolist()
+    return block_bytes
+
+
+def _read_checksums(path: Path, header_bytes: int, block_bytes: list[int]) -> tuple[str, list[int]]:
     """Return the SHA-256 of a file, and the CRC-32 of each block behind its header."""
     block_crc32 = []
     try:
         with path.open("rb") as file:
             digest = hashlib.sha256(file.read(header_bytes))
-            left = 0  # bytes of the last block that are to come
-            while part := file.read(min(left or block_bytes, READ_BYTES)):
-                if not left:
-                    block_crc32.append(0)
-                    left = block_bytes
-                digest.update(part)
-                block_crc32[-1] = zlib.crc32(part, block_crc32[-1])
-                left -= len(part)
+            for left in block_bytes:
+                block_crc32.append(0)
+                while part := file.read(min(left, READ_BYTES)):
+                    digest.update(part)
+                    block_crc32[-1] = zlib.crc32(part, block_crc32[-1])
+                    left -= len(part)
     except OSError as error:
         raise ShardError(f"{path}: {error.strerror}; copy or pack it again") from error
     return digest.hexdigest(), block_crc32

@@ -1,0 +1,336 @@
+"""Encoders: blocks of source images to the content of a shard, uint8 pixels or JPEG files.
+
+From: `pack`, which hands out images in order, and buffers as they come free.
+To:   `shards`, which writes the content; and sums of pixels, bad and recoded files.
+
+Both decode every image once, strictly. Of a JPEG shard no pixel is kept: the file is stored as it
+is, and what is no plain JPEG is bad, or stored as another JPEG under `--recode`.
+"""
+
+import errno
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from tinyvgg.errors import DatasetError
+from tinyvgg.packing.decode import (
+    check_size,
+    decode_image,
+    decode_plain_jpeg,
+    name_kind,
+    read_image_size,
+)
+from tinyvgg.packing.folders import ImageSource, SourceImage, show_path
+from tinyvgg.packing.sizes import read_image
+from tinyvgg.shards.jpeg import MAX_SCANS, count_scans, read_plain_size
+from tinyvgg.shards.jpeg_shards import JpegFile, write_jpeg_shard
+from tinyvgg.shards.manifest import BLOCK_ROWS, ImageFormat, ShardRecord
+from tinyvgg.shards.store import write_shard
+
+BUFFER_BYTES = 32 * 2**20  # 10 blocks of 64 x 64 images: they stay in the L3 cache
+TILE_ROWS, TILE_COLUMNS = 256, 768  # of `sum_channels`
+TILE_VALUES = TILE_ROWS * TILE_COLUMNS
+JPEG_ROWS = 64  # files of a block
+PIXEL_BYTES = 16 * TILE_VALUES  # 3 MiB, of decoded pixels that are summed up at once
+KEPT_BYTES = 128 * 2**20  # JPEG files of all blocks under way; what is beyond is read again
+
+
+@dataclass
+class Block:
+    """Images of a block as they will be stored, and what was learned on the way.
+
+    Attributes:
+        content: what the encoder's `write` makes of it.
+        num_images: in it, bad ones included.
+        buffer: borrowed, to be given back when the content was written.
+        sums: int64 [2, 3]: of x and of x * x, per channel, over all pixels.
+        num_pixels: behind the sums.
+        sizes: (height, width) of its images; two of them if there are more.
+        bad_files: and why they cannot be packed.
+        recoded: and why they could not be stored as they are.
+    """
+
+    content: Any
+    num_images: int
+    buffer: NDArray[np.uint8]
+    sums: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 3), np.int64))
+    num_pixels: int = 0
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    bad_files: list[tuple[SourceImage, str]] = field(default_factory=list)
+    recoded: list[tuple[SourceImage, str]] = field(default_factory=list)
+
+
+class Encoder(Protocol):
+    """What `pack` makes of images; safe from several threads."""
+
+    num_rows: int
+    num_buffers: int
+
+    def new_buffer(self) -> NDArray[np.uint8]:
+        """Return a buffer for one block."""
+
+    def encode(self, rows: list[SourceImage], buffer: NDArray[np.uint8]) -> Block:
+        """Read and decode the images of a block."""
+
+    def write(
+        self,
+        folder: Path,
+        split: str,
+        index: int,
+        blocks: Iterable[Block],
+        labels: NDArray[np.int64],
+    ) -> ShardRecord:
+        """Write a shard from its blocks as they come."""
+
+
+class RawEncoder:
+    """Pixels of one size.
+
+    Args:
+        source: that the images are read from.
+        image: their size.
+        num_threads: that encode at once.
+        resize: whether images are scaled to that size.
+    """
+
+    def __init__(
+        self, source: ImageSource, image: ImageFormat, num_threads: int, *, resize: bool
+    ) -> None:
+        self.source, self.image, self.resize = source, image, resize
+        self.num_rows = _count_rows(image.num_bytes, num_threads)
+        num_buffers = BUFFER_BYTES // (self.num_rows * image.num_bytes)
+        self.num_buffers = max(num_threads + 2, num_buffers)
+
+    def new_buffer(self) -> NDArray[np.uint8]:
+        """Return a buffer for one block."""
+        return np.empty((self.num_rows, *self.image.size, 3), np.uint8)
+
+    def encode(self, rows: list[SourceImage], buffer: NDArray[np.uint8]) -> Block:
+        """Decode images into the first rows of a buffer; rows of bad images hold anything."""
+        images = buffer[: len(rows)]
+        block = Block(images, len(rows), buffer, num_pixels=images[..., 0].size)
+
+        for pixels, image in zip(images, rows, strict=True):
+            with _Noting(block, image):
+                decode_image(read_image(self.source, image), pixels, resize=self.resize)
+        block.sums = sum_channels(images)
+        return block
+
+    def write(
+        self,
+        folder: Path,
+        split: str,
+        index: int,
+        blocks: Iterable[Block],
+        labels: NDArray[np.int64],
+    ) -> ShardRecord:
+        """Write a shard from its blocks as they come."""
+        shape = (*self.image.size, self.image.channels)
+        images = (block.content for block in blocks)
+        return write_shard(folder, split, index, shape, images, labels)
+
+
+@dataclass(frozen=True)
+class _StoredFile:
+    """A JPEG file of a block; `data` is None where it is read again when it is written."""
+
+    image: SourceImage
+    size: tuple[int, int]
+    data: bytes | None
+    crc32: int
+
+
+class JpegEncoder:
+    """JPEG files, as they are.
+
+    Memory: `KEPT_BYTES` of files over all blocks, one more file of at most `trees.MAX_FILE_BYTES`
+    a thread and a writer, and what decoding takes.
+
+    Args:
+        source: that the files are read from.
+        num_threads: that encode at once.
+        recode: quality of the JPEG that is stored instead of what is no plain one; None: bad.
+    """
+
+    def __init__(self, source: ImageSource, num_threads: int, recode: int | None) -> None:
+        self.source, self.recode = source, recode
+        self.num_rows = JPEG_ROWS
+        self.num_buffers = num_threads + 2
+        self.kept_bytes = KEPT_BYTES // self.num_buffers
+
+    def new_buffer(self) -> NDArray[np.uint8]:
+        """Return a buffer for the decoded pixels of a block."""
+        return np.empty(PIXEL_BYTES, np.uint8)
+
+    def encode(self, rows: list[SourceImage], buffer: NDArray[np.uint8]) -> Block:
+        """Read and decode files; of bad ones nothing is stored."""
+        files: list[_StoredFile] = []
+        block = Block(files, len(rows), buffer)
+        pixels = _PixelSums(buffer, block)
+        kept_bytes = 0
+
+        for image in rows:
+            with _Noting(block, image):
+                data, size, reason = self._read_jpeg(image)
+                pixels.add(data, size)
+                if reason:
+                    block.recoded.append((image, reason))
+                if len(block.sizes) < 2:
+                    block.sizes.add(size)
+                is_kept = kept_bytes + len(data) <= self.kept_bytes
+                kept_bytes += len(data) if is_kept else 0
+                files.append(_StoredFile(image, size, data if is_kept else None, zlib.crc32(data)))
+        pixels.close()
+        return block
+
+    def write(
+        self,
+        folder: Path,
+        split: str,
+        index: int,
+        blocks: Iterable[Block],
+        labels: NDArray[np.int64],
+    ) -> ShardRecord:
+        """Write a shard from its blocks as they come."""
+
+        def list_files() -> Iterator[JpegFile]:
+            for block in blocks:
+                for file in block.content:
+                    yield JpegFile(self._load(file), file.size)
+
+        return write_jpeg_shard(folder, split, index, list_files(), labels)
+
+    def _load(self, file: _StoredFile) -> bytes:
+        if file.data is not None:
+            return file.data
+        data, _, _ = self._read_jpeg(file.image)
+        if zlib.crc32(data) != file.crc32:
+            raise DatasetError(
+                f"{show_path(file.image.path)}: changed while it was packed; pack again"
+            )
+        return data
+
+    def _read_jpeg(self, image: SourceImage) -> tuple[bytes, tuple[int, int], str]:
+        """Return a plain JPEG, its size, and why it is another file than that of the source.
+
+        Raises:
+            DatasetError: there is none that can be stored.
+        """
+        data = read_image(self.source, image)
+        reason = ""
+        size = read_plain_size(data)
+        if size is None:
+            size = read_image_size(data)  # raises if it is no image
+            reason = name_kind(data)
+            if self.recode is None:
+                raise DatasetError(
+                    f"{reason}, expected a JPEG in YCbCr or gray; convert it, or store it as "
+                    "another JPEG with --recode 95"
+                )
+            pixels = np.empty((*size, 3), np.uint8)
+            decode_image(data, pixels)
+            data = simplejpeg.encode_jpeg(pixels, self.recode, colorsubsampling="420")
+        check_size(*size[::-1])
+        if (num_scans := count_scans(data)) > MAX_SCANS:
+            raise DatasetError(
+                f"{num_scans:,} scans, expected at most {MAX_SCANS}; store it with fewer"
+            )
+        return data, size, reason
+
+
+class _PixelSums:
+    """Adds up the pixels of JPEG files, many at once: a sum of one small image is slow."""
+
+    def __init__(self, buffer: NDArray[np.uint8], block: Block) -> None:
+        self.buffer, self.block, self.used = buffer, block, 0
+
+    def add(self, data: bytes, size: tuple[int, int]) -> None:
+        """Decode a file into the buffer, or into memory of its own if it is too large."""
+        num_bytes = 3 * size[0] * size[1]
+        if self.used + num_bytes > len(self.buffer):
+            self.close()
+        is_large = num_bytes > len(self.buffer)
+        place = np.empty(num_bytes, np.uint8) if is_large else self.buffer[self.used :]
+        decode_plain_jpeg(data, place[:num_bytes].reshape(*size, 3))
+        if is_large:
+            self.block.sums += sum_channels(place)
+        else:
+            self.used += num_bytes
+        self.block.num_pixels += size[0] * size[1]
+
+    def close(self) -> None:
+        """Add up what the buffer holds."""
+        self.block.sums += sum_channels(self.buffer[: self.used])
+        self.used = 0
+
+
+class _Noting:
+    """Notes an image that is bad, and names it if the machine cannot read it.
+
+    A class, as a generator would take a tenth of what decoding a 64 x 64 JPEG does.
+    """
+
+    __slots__ = ("block", "image")
+
+    def __init__(self, block: Block, image: SourceImage) -> None:
+        self.block, self.image = block, image
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, DatasetError):
+            self.block.bad_files.append((self.image, str(error)))
+            return True
+        if isinstance(error, OSError):
+            error.filename = error.filename or show_path(self.image.path)
+        if isinstance(error, MemoryError):
+            raise OSError(errno.ENOMEM, "out of memory", show_path(self.image.path)) from error
+        return False
+
+
+def _count_rows(image_bytes: int, num_decoders: int) -> int:
+    """Return the images of a buffer, a power of two up to 256, so that parts make up blocks."""
+    num_rows = BLOCK_ROWS
+    while num_rows > 1 and num_rows * image_bytes * (num_decoders + 2) > BUFFER_BYTES:
+        num_rows //= 2
+    return num_rows
+
+
+def sum_channels(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return exact sums of pixel values and of their squares.
+
+    Args:
+        images: uint8 [n, H, W, 3], or any other shape of which the channel varies fastest.
+
+    Returns:
+        int64 [2, 3]: sums of x, then of x * x, per channel.
+
+    The images are cut into tiles of 256 rows of 768 values (16 images of 64 x 64). A column of
+    values is at most 256 * 255 = 65,280 < 2^16, so uint16 adds it up; one of squares is at most
+    256 * 255^2 = 16,646,400 < 2^24, so float32 does, exactly and in any order: 7 us an image,
+    where float32 alone takes 14 and numpy's integer reductions 15, and without BLAS, which would
+    start threads of its own among the decoders.
+    """
+    flat = images.reshape(-1)
+    end = flat.size - flat.size % TILE_VALUES
+    columns = np.zeros((2, TILE_COLUMNS), np.int64)
+    values = np.empty((TILE_ROWS, TILE_COLUMNS), np.uint16)  # 384 KiB: stays in the cache
+    squares = np.empty(values.shape, np.float32)
+    for start in range(0, end, TILE_VALUES):
+        values[:] = flat[start : start + TILE_VALUES].reshape(values.shape)
+        columns[0] += values.sum(axis=0, dtype=np.uint16)
+        np.multiply(values, values, out=values)
+        squares[:] = values
+        columns[1] += squares.sum(axis=0).astype(np.int64)
+    sums: NDArray[np.int64] = columns.reshape(2, -1, 3).sum(axis=1)
+    rest = flat[end:].reshape(-1, 3).astype(np.int64)
+    sums[0] += rest.sum(axis=0)
+    sums[1] += (rest * rest).sum(axis=0)
+    return sums
