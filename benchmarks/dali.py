@@ -24,7 +24,8 @@ from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from tinyvgg.bench.windows import Work
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Normalization, PixelPass
-from tinyvgg.loading.dali import Feed, define_pipeline
+from tinyvgg.loading.dali import Feed
+from tinyvgg.loading.dali_graphs import define_pipeline
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.process import TRAIN_ENVIRONMENT

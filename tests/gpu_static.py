@@ -120,11 +120,11 @@ class SanitizedRuntime(TorchDispatchMode):
         self.problems += [f"race at {name}" for _ in errors]
 
     def host_write(self, write: Any) -> Any:
-        """Wrap a function whose argument `out`, the fifth, is memory that the host writes."""
+        """Wrap a function whose argument `out`, the last one, is memory that the host writes."""
 
         def checked(*args: Any, **kwargs: Any) -> None:
             with self.on_stream(SanitizedStream(self)):
-                self.launch("host write", set(), {storage_of(args[4])})
+                self.launch("host write", set(), {storage_of(args[-1])})
                 self.handler._handle_event_synchronization(self.active.record_event().id)
             write(*args, **kwargs)
 

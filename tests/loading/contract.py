@@ -51,9 +51,11 @@ def valid_ids(batches: list[Batch]) -> list[int]:
 
 
 def pixel_ids(images: Tensor) -> list[int]:
-    """Return the numbers that the first pixels of uint8 images encode."""
+    """Return the numbers that the first pixels of uint8 images encode; gray ones are small."""
     first = images[:, :, 0, 0].to(torch.int64)
-    return (first[:, 0] + 256 * first[:, 1] + 65536 * first[:, 2]).tolist()
+    is_gray = (first == first[:, :1]).all(dim=1)
+    numbers = first[:, 0] + 256 * first[:, 1] + 65536 * first[:, 2]
+    return torch.where(is_gray, first[:, 0], numbers).tolist()
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

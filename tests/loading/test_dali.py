@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from torch import Tensor
 
@@ -38,6 +39,7 @@ from tinyvgg.shards.store import PackedDataset
 
 # it raises an error of ours, which is no ImportError
 dali = pytest.importorskip("tinyvgg.loading.dali", exc_type=BackendUnavailable)  # type: ignore[arg-type]
+graphs = pytest.importorskip("tinyvgg.loading.dali_graphs", exc_type=BackendUnavailable)  # type: ignore[arg-type]
 pytestmark = pytest.mark.dali
 
 HALF_UNITS = {torch.float16: 2**-10, torch.bfloat16: 2**-7}  # spacing of the type at 1 to 2
@@ -171,11 +173,18 @@ def test_prefetching_goes_over_the_end_of_an_epoch_into_the_next(packed: PackedD
 
 def test_what_an_iteration_reads_depends_on_its_number_alone(packed: PackedDataset) -> None:
     planner, state = plan_train(packed)
-    feed = dali.Feed(packed.train, pixel_pass(torch.uint8), planner, CPU)
+    feed: Any
+    if packed.train.is_jpeg:
+        feed = dali.FileFeed(packed.train, planner, (64, 64))
+    else:
+        feed = dali.Feed(packed.train, pixel_pass(torch.uint8), planner, CPU)
     feed.start(state)
 
     def read(iteration: int) -> list[list[Any]]:
         images, *crops = feed(iteration)
+        if packed.train.is_jpeg:
+            numbers = [int(simplejpeg.decode_jpeg(file)[0, 0, 0]) for file in images]
+            return [numbers, *(crop.tolist() for crop in crops)]
         stored = torch.from_numpy(np.array(images.as_array()))[:, 4:-4, 4:-4]
         return [pixel_ids(stored.permute(0, 3, 1, 2)), *(crop.tolist() for crop in crops)]
 
@@ -228,11 +237,15 @@ def test_an_error_names_the_images_and_their_shards(packed: PackedDataset) -> No
     next(batches)
 
     feed = feed_of(loader)
-    feed.slots[:] = [slot.float() for slot in feed.slots]  # DALI was promised uint8
+    if packed.train.is_jpeg:
+        feed.size = feed.size.astype(np.float64)  # DALI was promised int32
+    else:
+        feed.slots[:] = [slot.float() for slot in feed.slots]  # DALI was promised uint8
     with pytest.raises(BackendUnavailable) as raised:
         list(batches)
 
-    shards = sorted({f"train-{id_ // 10:05d}.npy" for id_ in ids.tolist()})
+    suffix = ".jpeg.npy" if packed.train.is_jpeg else ".npy"
+    shards = sorted({f"train-{id_ // 10:05d}{suffix}" for id_ in ids.tolist()})
     assert str(raised.value).startswith(
         f"backend 'dali' stopped at images {', '.join(map(str, ids.tolist()))} of split 'train' "
         f"in {', '.join(shards)}: "
@@ -327,7 +340,7 @@ def test_one_dali_is_installed_and_its_name_is_known() -> None:
 
 
 def serialize(device: str, dtype: torch.dtype, *, is_augmented: bool) -> Any:
-    pipeline = dali.define_pipeline(
+    pipeline = graphs.define_pipeline(
         lambda iteration: None,
         torch.device(device),
         8,

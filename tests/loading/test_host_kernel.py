@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tinyvgg.loading.batch import Normalization, PixelPass
-from tinyvgg.loading.host_kernel import HostKernel, host_batches
+from tinyvgg.loading.host_kernel import HostKernel, stored_batches
 from tinyvgg.loading.plan import plan_rank_epoch
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2764, 0.2689, 0.2816)
@@ -141,13 +141,13 @@ def test_threads_end_with_the_epoch_or_where_it_is_left(num_threads: int) -> Non
     kernel = HostKernel(PixelPass((5, 7, 3), Normalization(MEAN, STD), torch.uint8))
     addresses = images.ctypes.data + np.arange(12) * images[0].nbytes
 
-    batches = host_batches(kernel, addresses, plan)
+    batches = stored_batches(kernel, addresses, plan)
     next(batches)
     assert 1 <= len(set(threading.enumerate()) - before) <= num_threads
     batches.close()  # type: ignore[attr-defined]
     assert set(threading.enumerate()) == before
 
-    assert len(list(host_batches(kernel, addresses, plan))) == 12
+    assert len(list(stored_batches(kernel, addresses, plan))) == 12
     assert set(threading.enumerate()) == before
 
 
@@ -167,7 +167,7 @@ def test_batches_of_an_epoch_follow_the_plan() -> None:
     addresses = images.ctypes.data + np.arange(11) * images[0].nbytes
 
     steps = 0
-    for step, batch in enumerate(host_batches(kernel, addresses, plan)):
+    for step, batch in enumerate(stored_batches(kernel, addresses, plan)):
         crops = zip(plan.rows[step], plan.dy[step], plan.dx[step], plan.flip[step], strict=True)
         expected = np.stack([crop_slowly(images[row], *crop) for row, *crop in crops])
         assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)

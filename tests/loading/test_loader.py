@@ -22,7 +22,7 @@ from tests.loading.contract import (
 )
 from tinyvgg.errors import ShardError
 from tinyvgg.loading import LoaderConfig, open_loader
-from tinyvgg.loading.batch import scaled_size
+from tinyvgg.loading.views import scaled_size
 from tinyvgg.options import Backend
 from tinyvgg.shards.store import PackedDataset
 

@@ -141,6 +141,7 @@ def open_staged(dataset: PackedDataset, runtime: LateRuntime, dtype: torch.dtype
         "torch",
         pixel_pass(dtype).normalization,
         dataset.manifest_sha256,
+        (64, 64),
     )
 
 
@@ -231,7 +232,8 @@ def run_sanitized(dataset: PackedDataset, source_class: type[PinnedSource]) -> S
     """Read an epoch of 7 steps, work on every batch, and leave the next one early."""
     with SanitizedRuntime() as runtime:
         source = source_class(dataset.train, pixel_pass(torch.uint8), CPU, runtime)
-        source.kernel.write = runtime.host_write(source.kernel.write)  # type: ignore[method-assign]
+        find_filler = source.find_filler
+        source.find_filler = lambda *args: runtime.host_write(find_filler(*args))  # type: ignore[method-assign]
         for batch in source.batches(*plan_train(dataset)):
             batch.images.sum()
         batches = source.batches(*plan_train(dataset))

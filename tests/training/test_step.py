@@ -7,7 +7,8 @@ import torchvision.transforms.v2
 from torch import nn
 
 from tests.closeness import relative_error
-from tinyvgg.loading.batch import Batch, resize_images, scaled_size
+from tinyvgg.loading.batch import Batch, resize_images
+from tinyvgg.loading.views import scaled_size
 from tinyvgg.model.vgg import VGG_Net
 from tinyvgg.training.build import build_model
 from tinyvgg.training.config import Recipe

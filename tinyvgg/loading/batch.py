@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
+from tinyvgg.loading.views import scaled_size
 
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
@@ -55,10 +56,17 @@ class Batch:
 class BatchSource(Protocol):
     """A backend: turns the plan of an epoch into batches, one a step, in order."""
 
-    def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
+    def batches(
+        self, plan: EpochPlanner, state: LoaderState, size: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
         """Yield one batch for every step of `plan(state)`, the rest of an epoch.
 
         A kept batch stays as it is, if the source was not told that buffers may be used again.
+
+        Args:
+            plan: of the split.
+            state: where to begin.
+            size: (H, W) that boxes are scaled to; images that are shown whole come as stored.
         """
 
 
@@ -104,7 +112,7 @@ class PixelPass:
     """What images are as they are stored, and what a backend makes of them.
 
     Attributes:
-        image_shape: (H, W, 3) of the stored images.
+        image_shape: (H, W, 3) of the stored images, or of those of a batch where these differ.
         normalization: of their pixels.
         dtype: of the batches; uint8 leaves out the normalization.
         reuse_buffers: whether a batch is valid only until the next one is asked for.
@@ -163,12 +171,6 @@ def transform_images(
     if dtype != torch.uint8:
         pixels = (pixels.float() * scale + shift).to(dtype)
     return pixels.permute(0, 3, 1, 2)
-
-
-def scaled_size(height: int, width: int, pixels: int) -> tuple[int, int]:
-    """Return height and width scaled so that the shorter of them is `pixels`."""
-    shorter = min(height, width)
-    return round(height * pixels / shorter), round(width * pixels / shorter)
 
 
 @cache

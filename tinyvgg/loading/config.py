@@ -4,10 +4,13 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 from tinyvgg.options import BACKENDS, Backend
 
+ViewName = Literal["crop", "resized-crop", "center"]
+VIEWS = ("crop", "resized-crop", "center")
+CENTER_SHARE = 224 / 256  # torchvision's evaluation: 256 pixels, of which 224 are cut out
 CROP_PIXELS, MAX_CROP_PIXELS = 4, 8  # by default, and at most
 BOUNDS = {"mean": "3 values from 0 to 1", "std": "3 values above 0"}
 
@@ -37,7 +40,18 @@ class LoaderConfig:
     std: Iterable[float] | None = None
     """Standard deviation per channel on that scale, instead of the train split's; a tuple, too."""
     size: int | None = None
-    """Pixels of the images' shorter side, to which they are scaled last; None: as stored."""
+    """Pixels of the images' shorter side, to which they are scaled; None: as stored. A view that
+    cuts a box out gives squares of it, and images of several sizes need it."""
+    view: ViewName | None = None
+    """What an augmented image shows: crop (moved by crop_pixels), resized-crop (a box drawn by area
+    and aspect) or center; None: crop of images of one size, else resized-crop. Images that are not
+    augmented are shown whole; of several sizes, their central square."""
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Least and most of a resized-crop's area, as a share of the image's."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and most of a resized-crop's width by its height."""
+    center_share: float = CENTER_SHARE
+    """Side of the central square, as a share of the image's shorter side."""
     reuse_buffers: bool = False
     """Whether a batch is valid only until the next is asked for; it saves `dali` a copy."""
 
@@ -50,6 +64,7 @@ class LoaderConfig:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be at least 0 and under 2^64, got {self.seed}")
         check_size(self.size)
+        self._check_view()
         mean, std = (_read_triple(name, getattr(self, name)) for name in ("mean", "std"))
         if mean is not None and not all(0 <= value <= 1 for value in mean):
             raise ValueError(f"mean must be {BOUNDS['mean']}, got {mean}")
@@ -58,6 +73,28 @@ class LoaderConfig:
         object.__setattr__(self, "crop_pixels", read_crop_pixels(self.crop_pixels))
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
+
+    def _check_view(self) -> None:
+        """Refuse a view that shows nothing."""
+        if self.view is not None and self.view not in VIEWS:
+            raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {self.view!r}")
+        check_range("crop_area", self.crop_area, 1)
+        check_range("crop_aspect", self.crop_aspect, 100)
+        if not 0 < self.center_share <= 1:
+            raise ValueError(f"center_share must be above 0 and at most 1, got {self.center_share}")
+
+
+def check_range(name: str, values: tuple[float, float], most: float) -> None:
+    """Refuse a range that is none.
+
+    Raises:
+        ValueError: it is not two numbers above 0, the second not under the first, nor over `most`.
+    """
+    least, greatest = values
+    if not 0 < least <= greatest <= most:
+        raise ValueError(
+            f"{name} must be two numbers above 0 and up to {most:g}, smaller first, got {values}"
+        )
 
 
 def check_size(size: int | None) -> None:

@@ -24,8 +24,9 @@ import contextlib
 import ctypes
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,92 +37,81 @@ from torch.utils.dlpack import from_dlpack
 
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading.batch import Batch, PixelPass
+from tinyvgg.loading.dali_graphs import PREFETCH, define_pipeline, define_view_pipeline
 from tinyvgg.loading.host_kernel import copy_inside
 from tinyvgg.loading.pinned import AcceleratorRuntime, DevicePlan
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
 from tinyvgg.shards.store import Split
 
-try:
-    from nvidia.dali import Pipeline, fn, tensors, types
-except ImportError as error:
-    raise BackendUnavailable(
-        "backend 'dali' needs nvidia-dali, which is not installed; run "
-        "pip install nvidia-dali-cuda120 (nvidia-dali-cuda130 for CUDA 13) or use --backend torch"
-    ) from error
-
-DALI_TYPES = {
-    torch.uint8: types.UINT8,
-    torch.float32: types.FLOAT,
-    torch.float16: types.FLOAT16,
-    torch.bfloat16: types.FLOAT,
-}
-PREFETCH = 2  # batches DALI works on while the model has one
 # of the source's buffers: those under way, the model's, the one that is gathered ahead, and one
 # that the device may still read
 NUM_SLOTS = PREFETCH + 3
 
 
-def define_pipeline(
-    feed: Any,
-    device: torch.device,
-    batch_size: int,
-    pixel_pass: PixelPass,
-    *,
-    is_augmented: bool,
-) -> Pipeline:
-    """Define the graph; the same operator for CUDA and for the CPU.
+class PlannedFeed:
+    """What a pipeline reads: a function of the iteration, between two jumps.
 
     Args:
-        feed: called with the iteration, from 0; returns images uint8 [b, H + 2 p, W + 2 p, 3], p
-            the `crop_pixels` of the plan, and of each the top and left of its crop, float32 [b], 0
-            to 1, and its flip, int32 [b]. Without crop and flip only images, uint8 [b, H, W, 3].
-        device: CUDA, with its number or without, or the CPU.
-        batch_size: b, of this rank.
-        pixel_pass: from stored images to those of a batch.
-        is_augmented: whether to crop and flip.
-
-    Returns:
-        A pipeline that is not built yet. Its output: images [b, H, W, 3].
+        split: mapped.
+        plan: says what an iteration is.
     """
-    height, width, _ = pixel_pass.image_shape
-    normalization, dtype = pixel_pass.normalization, pixel_pass.dtype
-    pipeline = Pipeline(
-        batch_size=batch_size,
-        num_threads=torch.get_num_threads(),
-        device_id=device.index if device.type == "cuda" else None,
-        prefetch_queue_depth=PREFETCH,
-    )
-    num_inputs = 4 if is_augmented else 1
-    with pipeline:
-        images, *crops = fn.external_source(
-            feed,
-            num_outputs=num_inputs,
-            batch=True,
-            no_copy=True,
-            layout=["HWC", "", "", ""][:num_inputs],
-            dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32][:num_inputs],
-            ndim=[3, 0, 0, 0][:num_inputs],
-        )
-        if device.type == "cuda":
-            images = images.gpu()
-        arguments: dict[str, Any] = {}
-        if is_augmented:
-            top, left, flip = crops
-            arguments |= {"crop": (height, width), "crop_pos_y": top, "crop_pos_x": left}
-            arguments |= {"mirror": flip, "rounding": "round"}
-        if dtype != torch.uint8:
-            arguments["mean"] = [255 * mean for mean in normalization.mean]
-            arguments["std"] = [255 * std for std in normalization.std]
-        if arguments:
-            images = fn.crop_mirror_normalize(
-                images, dtype=DALI_TYPES[dtype], output_layout="HWC", **arguments
-            )
-        pipeline.set_outputs(images)
-    return pipeline
+
+    def __init__(self, split: Split, plan: EpochPlanner) -> None:
+        self.split = split
+        self.plan = plan
+        self.released: list[Any] = [None] * NUM_SLOTS  # event: the device has read this slot
+        self.held: list[Any] = [None] * NUM_SLOTS  # inputs, alive while DALI reads them
+        self.gatherer: Executor | None = None  # copies the next iteration's images ahead
+        self.next_iteration = 0
+
+    def start(self, state: LoaderState) -> None:
+        """Let the next iteration be the first step of `plan(state)`."""
+        self.state = state
+        self.first, self.num_left = self.next_iteration, len(self.plan(state))
+
+    def locate(self, iteration: int) -> tuple[RankEpoch, int]:
+        """Return the planned epoch and the step in it that an iteration is."""
+        step = iteration - self.first
+        if step < self.num_left:
+            return self.plan(self.state), step
+        later, step = divmod(step - self.num_left, self.plan.num_steps)
+        return self.plan(self.state.next_epoch(1 + later)), step
 
 
-class Feed:
-    """What the pipeline reads: a function of the iteration, between two jumps.
+class FileFeed(PlannedFeed):
+    """JPEG files, or images that boxes are cut out of, as they are mapped: nothing is copied.
+
+    Args:
+        split: mapped.
+        plan: says which of them, and what is shown of each.
+        size: (H, W) of the batch's images.
+    """
+
+    def __init__(self, split: Split, plan: EpochPlanner, size: tuple[int, int]) -> None:
+        super().__init__(split, plan)
+        self.size = np.array(size, np.int32)
+
+    def __call__(self, iteration: int) -> tuple[Any, ...]:
+        """Return the inputs of an iteration."""
+        planned, step = self.locate(iteration)
+        if planned.boxes is not None:
+            first, extent = planned.boxes[step, :, :2], planned.boxes[step, :, 2:]
+        else:
+            first = np.stack([planned.dy[step], planned.dx[step]], axis=1)
+            extent = np.broadcast_to(self.size, first.shape)
+        inputs = [
+            [self.split.view_row(row) for row in planned.rows[step].tolist()],
+            np.ascontiguousarray(first),
+            np.ascontiguousarray(extent),
+            planned.flip[step].astype(np.int32),
+        ]
+        self.held[iteration % NUM_SLOTS] = inputs
+        self.next_iteration = iteration + 1
+        return tuple(inputs)
+
+
+class Feed(PlannedFeed):
+    """Images of one size, gathered into slots with a margin for crops.
 
     Args:
         split: mapped.
@@ -137,8 +127,7 @@ class Feed:
         plan: EpochPlanner,
         device: torch.device,
     ) -> None:
-        self.split = split
-        self.plan = plan
+        super().__init__(split, plan)
         self.margin = plan.crop_pixels if plan.augment else 0
         self.is_pinned = device.type == "cuda"
         height, width, channels = pixel_pass.image_shape
@@ -149,27 +138,14 @@ class Feed:
         ]
         if self.is_pinned:
             self.slots = [slot.pin_memory() for slot in self.slots]
-        self.released: list[Any] = [None] * NUM_SLOTS  # event: the device has read this slot
-        self.held: list[Any] = [None] * NUM_SLOTS  # small inputs, alive while DALI reads them
-        self.gatherer: Executor | None = None  # copies the next iteration's images ahead
         self.gathered: tuple[int, Future[None]] | None = None
-        self.next_iteration = 0
 
     def start(self, state: LoaderState) -> None:
         """Let the next iteration be the first step of `plan(state)`."""
         if self.gathered is not None:
             self.gathered[1].exception()  # its slot is still being written
         self.gathered = None
-        self.state = state
-        self.first, self.num_left = self.next_iteration, len(self.plan(state))
-
-    def locate(self, iteration: int) -> tuple[RankEpoch, int]:
-        """Return the planned epoch and the step in it that an iteration is."""
-        step = iteration - self.first
-        if step < self.num_left:
-            return self.plan(self.state), step
-        later, step = divmod(step - self.num_left, self.plan.num_steps)
-        return self.plan(self.state.next_epoch(1 + later)), step
+        super().start(state)
 
     def __call__(self, iteration: int) -> tuple[Any, ...]:
         """Return the inputs of an iteration."""
@@ -193,6 +169,8 @@ class Feed:
             inputs.append(planned.flip[step].astype(np.int32))
         self.held[slot] = inputs
         self.next_iteration = iteration + 1
+        from nvidia.dali import tensors
+
         images = self.slots[slot].numpy()
         return tensors.TensorListCPU(images, layout="HWC", is_pinned=self.is_pinned), *inputs
 
@@ -248,16 +226,23 @@ class EndlessPipeline:
     Args:
         feed: started; it is this pipeline's alone.
         device: of the outputs.
-        options: further arguments of `define_pipeline`.
+        define: the graph.
+        options: further arguments of `define`.
     """
 
-    def __init__(self, feed: Feed, device: torch.device, **options: Any) -> None:
+    def __init__(
+        self,
+        feed: PlannedFeed,
+        device: torch.device,
+        define: Callable[..., Any] = define_pipeline,
+        **options: Any,
+    ) -> None:
         self.feed = feed
         self.device = device
         self.process_id = os.getpid()
         self.num_taken = 0
         with current_device(device):
-            self.pipeline = define_pipeline(feed, device, **options)
+            self.pipeline = define(feed, device, **options)
             self.pipeline.build()
         _running.add(self)
         self._schedule()  # the first time, as many as the queue holds
@@ -341,9 +326,12 @@ class DaliSource:
         self.pixel_pass = pixel_pass
         self.device = device
         self.pipeline: EndlessPipeline | None = None  # built for the first batch
+        self.size: tuple[int, int] | None = None  # of its images
         self.position: tuple[EpochPlanner, LoaderState] | None = None  # of its next outputs
 
-    def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
+    def batches(
+        self, plan: EpochPlanner, state: LoaderState, size: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
         """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
         planned = plan(state)
         device_plan = DevicePlan(planned, AcceleratorRuntime(self.device), ("labels", "ids"))
@@ -351,7 +339,8 @@ class DaliSource:
             try:
                 for step in range(len(planned)):
                     here = state if step == 0 else state.after(planned, step - 1)
-                    images = self._seek(plan, here, gatherer).take_images().permute(0, 3, 1, 2)
+                    pipeline = self._seek(plan, here, size, gatherer)
+                    images = pipeline.take_images().permute(0, 3, 1, 2)
                     self.position = plan, state.after(planned, step)
                     if images.dtype != self.pixel_pass.dtype:  # bfloat16
                         images = images.to(self.pixel_pass.dtype)
@@ -364,25 +353,60 @@ class DaliSource:
                 if self.pipeline is not None:
                     self.pipeline.feed.gatherer = None
 
-    def _seek(self, plan: EpochPlanner, state: LoaderState, gatherer: Executor) -> EndlessPipeline:
+    def _seek(
+        self,
+        plan: EpochPlanner,
+        state: LoaderState,
+        size: tuple[int, int] | None,
+        gatherer: Executor,
+    ) -> EndlessPipeline:
         """Return the pipeline, its next outputs the first step of `plan(state)`."""
         position, self.position = self.position, None  # until it is reached
-        if self.pipeline is not None and position is not None and position[0] is plan:
+        is_known = self.pipeline is not None and position is not None and position[0] is plan
+        if is_known and (plan.view is None or size == self.size):
+            assert self.pipeline is not None
+            assert position is not None
             self.pipeline.feed.gatherer = gatherer
             if position[1] != state:
                 self.pipeline.jump(state)
             return self.pipeline
+        self.size = size
+        self.pipeline = self._build(plan, state, size, gatherer)
+        return self.pipeline
+
+    def _build(
+        self,
+        plan: EpochPlanner,
+        state: LoaderState,
+        size: tuple[int, int] | None,
+        gatherer: Executor,
+    ) -> EndlessPipeline:
+        """Return a pipeline whose first outputs are the first step of `plan(state)`."""
+        if self.split.is_jpeg or plan.view is not None:
+            pixel_pass = self.pixel_pass
+            if plan.view is not None and size is not None:
+                pixel_pass = replace(pixel_pass, image_shape=(*size, 3))
+            files = FileFeed(self.split, plan, pixel_pass.image_shape[:2])
+            files.start(state)
+            return EndlessPipeline(
+                files,
+                self.device,
+                define_view_pipeline,
+                batch_size=plan.local_batch_size,
+                pixel_pass=pixel_pass,
+                is_jpeg=self.split.is_jpeg,
+                has_boxes=plan.view is not None,
+            )
         feed = Feed(self.split, self.pixel_pass, plan, self.device)
         feed.gatherer = gatherer
         feed.start(state)
-        self.pipeline = EndlessPipeline(
+        return EndlessPipeline(
             feed,
             self.device,
             batch_size=plan.local_batch_size,
             pixel_pass=self.pixel_pass,
             is_augmented=plan.augment,
         )
-        return self.pipeline
 
 
 def _join(values: list[Any]) -> str:

@@ -11,7 +11,7 @@ bits, float16 is looked up in a table of 256 values a channel, made by torch.
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -34,7 +34,7 @@ TASK_BYTES = 3 * 2**20  # of batches that a thread prepares before it hands over
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _as_pointer(typing_context: Any, address: Any) -> Any:
+def as_pointer(typing_context: Any, address: Any) -> Any:
     """Turn an integer address into a uint8 pointer."""
     signature = types.CPointer(types.uint8)(types.int64)  # type: ignore[attr-defined]
 
@@ -78,7 +78,7 @@ def _copy_images(addresses, out):  # type: ignore[no-untyped-def]
     """Fill `out` uint8 [b, bytes] with whole images, as stored."""
     for i in range(addresses.size):
         _prefetch_next(addresses, i, out.shape[1])
-        image, copy = numba.carray(_as_pointer(addresses[i]), out.shape[1]), out[i]
+        image, copy = numba.carray(as_pointer(addresses[i]), out.shape[1]), out[i]
         for k in range(out.shape[1]):  # a slice assignment is 4 x slower
             copy[k] = image[k]
 
@@ -90,7 +90,7 @@ def _copy_inside(addresses, margin, out):  # type: ignore[no-untyped-def]
     for i in range(addresses.size):
         _prefetch_next(addresses, i, height * row_bytes)
         for y in range(height):
-            line = numba.carray(_as_pointer(addresses[i] + y * row_bytes), row_bytes)
+            line = numba.carray(as_pointer(addresses[i] + y * row_bytes), row_bytes)
             row = out[i, y + margin, 3 * margin : 3 * margin + row_bytes]
             for k in range(row_bytes):
                 row[k] = line[k]
@@ -110,7 +110,7 @@ def _crop_row(address, height, y, dy, dx, flip, fill, row):  # type: ignore[no-u
     if source_y < 0 or source_y >= height:
         first = last = 0
     count = last - first
-    line = numba.carray(_as_pointer(address + 3 * (source_y * width + first + dx)), 3 * count)
+    line = numba.carray(as_pointer(address + 3 * (source_y * width + first + dx)), 3 * count)
     if flip:
         mirrored = row[3 * (width - last) : 3 * (width - first)]
         for x in range(count):
@@ -259,55 +259,84 @@ def copy_inside(addresses: NDArray[np.int64], margin: int, out: Tensor) -> None:
     _copy_inside(addresses, margin, out.view(*out.shape[:2], -1).numpy())
 
 
-def host_batches(
+def stored_batches(
     kernel: HostKernel, addresses: NDArray[np.int64], epoch: RankEpoch
 ) -> Iterator[Batch]:
-    """Yield the batches of an epoch on a CPU device, prepared ahead by a thread a core.
-
-    A task is one batch, or several small ones: cutting one batch up costs a thread's wake-up for
-    each part, which takes as long as half of its work (batch 256, uint8); a task of 3 MiB or more
-    gains nothing either, because the buffers leave the cache.
+    """Yield the batches of an epoch of images in memory; see `host_batches`.
 
     Args:
         kernel: writes the pixels.
         addresses: int64 [N], of every image of the split; they stay mapped meanwhile.
         epoch: the plan.
     """
+    planned_addresses = addresses[epoch.rows]
+
+    def write(step: int, part: slice, out: Tensor) -> None:
+        kernel.write(
+            planned_addresses[step],
+            epoch.dy[step],
+            epoch.dx[step],
+            epoch.flip[step],
+            out,
+            is_augmented=epoch.is_augmented,
+        )
+
+    return host_batches(write, kernel, epoch)
+
+
+def host_batches(
+    write: Callable[[int, slice, Tensor], None],
+    kernel: HostKernel,
+    epoch: RankEpoch,
+    part_images: int | None = None,
+) -> Iterator[Batch]:
+    """Yield the batches of an epoch on a CPU device, prepared ahead by a thread a core.
+
+    A task is one batch, or several small ones: cutting one batch up costs a thread's wake-up for
+    each part, which takes as long as half of its work (batch 256, uint8); a task of 3 MiB or more
+    gains nothing either, because the buffers leave the cache. Where an image is decoded first, a
+    batch is cut up: it is there sooner, and fewer of them are held.
+
+    Args:
+        write: fills images of a step, `dtype` [n, H, W, 3]: given the step and which of its images.
+        kernel: knows shape and dtype.
+        epoch: the plan.
+        part_images: of a batch that a thread writes at once; None: all of them.
+    """
     num_threads, num_steps = torch.get_num_threads(), len(epoch)
     local = epoch.rows.shape[1]
     shape = (local, *kernel.image_shape)
     per_task = max(1, TASK_BYTES // (math.prod(shape) * kernel.dtype.itemsize))
+    parts, num_ahead = [slice(0, local)], num_threads + 1
+    if part_images is not None:
+        starts = range(0, local, part_images)
+        parts = [slice(first, min(first + part_images, local)) for first in starts]
+        per_task, num_ahead = 1, 1 + -(-num_threads // len(parts))
     starts = range(0, num_steps, per_task)
     tasks = [range(first, min(first + per_task, num_steps)) for first in starts]
-    num_ahead = num_threads + 1
     # two more: the batch that the loop has, and the one it had, until it has the next
     pool = BufferPool(shape, kernel.dtype, min(num_ahead * per_task, num_steps) + 2)
     labels, ids = torch.from_numpy(epoch.labels), torch.from_numpy(epoch.ids)
-    planned_addresses = addresses[epoch.rows]
 
-    def prepare(task: range, buffers: list[Tensor]) -> deque[Tensor]:
+    def prepare(task: range, buffers: deque[Tensor], part: slice) -> None:
         for step, buffer in zip(task, buffers, strict=True):
-            kernel.write(
-                planned_addresses[step],
-                epoch.dy[step],
-                epoch.dx[step],
-                epoch.flip[step],
-                buffer,
-                is_augmented=epoch.is_augmented,
-            )
-        return deque(buffers)
+            write(step, part, buffer[part])
 
     threads = ThreadPoolExecutor(num_threads, "tinyvgg-host-kernel")
-    prepared: deque[Future[deque[Tensor]]] = deque()
+    prepared: deque[tuple[deque[Tensor], list[Future[None]]]] = deque()
 
     def begin(task: range) -> None:
-        prepared.append(threads.submit(prepare, task, [pool.take() for _ in task]))
+        buffers = deque(pool.take() for _ in task)
+        jobs = [threads.submit(prepare, task, buffers, part) for part in parts]
+        prepared.append((buffers, jobs))
 
     try:
         for task in tasks[:num_ahead]:
             begin(task)
         for number, task in enumerate(tasks):
-            images = prepared.popleft().result()
+            images, jobs = prepared.popleft()
+            for job in jobs:
+                job.result()
             for step in task:  # nothing here holds what was yielded
                 yield Batch(
                     images.popleft().permute(0, 3, 1, 2),

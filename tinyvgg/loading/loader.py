@@ -12,6 +12,7 @@ from tinyvgg.errors import ShardError
 from tinyvgg.loading.batch import Batch, BatchSource, Normalization, resize_images
 from tinyvgg.loading.config import LoaderConfig, check_size
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
+from tinyvgg.loading.views import View, find_shown_size
 from tinyvgg.ranks import find_rank
 from tinyvgg.shards.store import Split
 
@@ -28,7 +29,7 @@ class Loader:
         backend: "torch", "resident" or "dali".
         rank, world_size: of this process.
         normalization: of the pixels, unless they are uint8.
-        size: pixels of the images' shorter side; None: as stored.
+        image_size: (H, W) of the images of the next epoch.
         state: where it stands.
     """
 
@@ -40,6 +41,8 @@ class Loader:
         backend: str,
         normalization: Normalization,
         manifest_sha256: str,
+        stored_size: tuple[int, int] | None,
+        view: View | None = None,
     ) -> None:
         is_train = split.name == "train"
         self.dataset = split
@@ -63,6 +66,8 @@ class Loader:
             world_size=self.world_size,
             crop_pixels=config.crop_pixels,
             flip=config.flip,
+            view=view,
+            sizes=None if view is None else split.sizes,
         )
         if len(self) == 0:
             raise ValueError(
@@ -70,7 +75,8 @@ class Loader:
                 f"{split.name!r}, got {self.batch_size:,}"
             )
         self.normalization = normalization
-        self.size = config.size
+        self.stored_size = stored_size
+        self.set_size(config.size)
         self.state = LoaderState(config.seed, 0, 0, manifest_sha256)
         self.is_resumed = False  # the next epoch begins inside, where `load_state_dict` says
 
@@ -111,13 +117,18 @@ class Loader:
     def set_size(self, size: int | None) -> None:
         """Let the next `iter` give images whose shorter side has so many pixels.
 
-        They are scaled last, bilinear and antialiased; None leaves them as they are stored.
+        They are scaled bilinear and antialiased, to squares where a view cuts boxes out; None
+        leaves them as they are stored.
 
         Raises:
-            ValueError: `size` is under 1.
+            ValueError: `size` is under 1, or None though the images have several sizes.
         """
         check_size(size)
-        self.size = size
+        self.image_size = self.find_size(size)
+
+    def find_size(self, size: int | None) -> tuple[int, int]:
+        """Return (H, W) of the images that `set_size(size)` asks for."""
+        return find_shown_size(self.stored_size, size, self.plan.view)
 
     def close(self) -> None:
         """Let go of the backend's memory and threads; the loader gives no more batches."""
@@ -146,11 +157,10 @@ class Loader:
             return
         if self.source is None:
             raise ValueError("loader is closed; open another one")
-        size = self.size
-        for step, batch in enumerate(self.source.batches(self.plan, state)):
+        size = self.image_size
+        for step, batch in enumerate(self.source.batches(self.plan, state, size)):
             self.state = state.after(planned, step)
-            if size is not None:
-                batch.images = resize_images(batch.images, size)
+            batch.images = resize_images(batch.images, min(size))
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

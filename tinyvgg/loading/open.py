@@ -9,6 +9,7 @@ was asked for by name and cannot run is an error.
 
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.resident import ResidentSource
+from tinyvgg.loading.views import choose_view, find_shown_size
 from tinyvgg.shards.store import PackedDataset, Split, open_dataset
 
 logger = logging.getLogger("tinyvgg")
@@ -71,18 +73,34 @@ def open_loader(
         # a channel without variation is centered and left as it is
         channel_triple(config.std or [value or 1.0 for value in record.std]),
     )
-    image = dataset.manifest.image
-    image_shape = (image.height, image.width, image.channels)
-    pixel_pass = PixelPass(image_shape, normalization, dtype, config.reuse_buffers)
+    stored = dataset.manifest.image.size
+    augment = split == "train" if config.augment is None else config.augment
+    view = choose_view(config, is_one_size=stored is not None, is_augmented=augment)
+    shape = (*(stored or find_shown_size(None, config.size, view)), 3)
+    pixel_pass = PixelPass(shape, normalization, dtype, config.reuse_buffers)
     backend: str = config.backend
     if backend == "auto":
-        backend, reason = choose_backend(opened, image.num_bytes, target)
+        backend, reason = choose_backend(opened, math.prod(shape), target, is_whole=view is None)
         logger.info("backend %s for split %s: %s", backend, split, reason)
     elif backend == "resident":
-        _check_resident(opened, image.num_bytes, target)
+        _check_resident(opened, math.prod(shape), target)
+    if backend == "resident" and view is not None:
+        raise BackendUnavailable(
+            "backend 'resident' holds whole images of one size, and no boxes of them; use "
+            "--backend torch, or dali"
+        )
     source_class = _find_source(backend)
     source = source_class(opened, pixel_pass, target)
-    return Loader(opened, config, source, backend, normalization, dataset.manifest_sha256)
+    return Loader(
+        opened,
+        config,
+        source,
+        backend,
+        normalization,
+        dataset.manifest_sha256,
+        stored,
+        view,
+    )
 
 
 def open_given(dataset: PackedDataset | str | os.PathLike[str]) -> PackedDataset:
@@ -102,8 +120,14 @@ def open_given(dataset: PackedDataset | str | os.PathLike[str]) -> PackedDataset
     return dataset
 
 
-def choose_backend(split: Split, image_bytes: int, device: torch.device) -> tuple[str, str]:
+def choose_backend(
+    split: Split, image_bytes: int, device: torch.device, *, is_whole: bool = True
+) -> tuple[str, str]:
     """Return the backend that `auto` means for a split on a device, and why."""
+    if split.is_jpeg:
+        return "torch", "it decodes JPEG files with every core"
+    if not is_whole:
+        return "torch", "it cuts boxes out with every core"
     if device.type == "cpu":
         return "torch", "on a CPU it reads the mapped shards without a copy"
     if device.type != "cuda":

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from tinyvgg.compiling import compile_apart
 from tinyvgg.loading.batch import Batch, PixelPass, transform_images
-from tinyvgg.loading.host_kernel import HostKernel, host_batches
+from tinyvgg.loading.host_kernel import HostKernel, stored_batches
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
+from tinyvgg.loading.reader import ImageReader, read_batches, read_step
 from tinyvgg.shards.store import Split
 
 NUM_SLOTS = 2
@@ -154,26 +155,34 @@ class PinnedSource:
     ) -> None:
         self.split = split
         is_host = device.type == "cpu" and runtime is None
-        self.kernel = HostKernel(pixel_pass if is_host else replace(pixel_pass, dtype=torch.uint8))
+        self.pixel_pass = pixel_pass if is_host else replace(pixel_pass, dtype=torch.uint8)
+        self.kernel = HostKernel(self.pixel_pass)  # of whole images
         if not is_host:
             self.runtime = runtime or AcceleratorRuntime(device)
             self.pixels = DevicePixels(pixel_pass, device)
         self.is_host = is_host
 
-    def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
+    def batches(
+        self, plan: EpochPlanner, state: LoaderState, size: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
         """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
-        if self.is_host:  # a generator, so that it keeps the split and with it the mapping
-            yield from host_batches(self.kernel, self.split.row_addresses, plan(state))
-        else:
-            yield from self._staged_batches(plan(state))
+        epoch, kernel = plan(state), self.kernel
+        if epoch.boxes is not None and size is not None and size != kernel.image_shape[:2]:
+            kernel = HostKernel(replace(self.pixel_pass, image_shape=(*size, 3)))
+        if not self.is_host:
+            yield from self._staged_batches(epoch, kernel)
+        elif self.split.is_jpeg or epoch.boxes is not None:
+            reader = ImageReader(self.split, kernel.image_shape[:2])
+            yield from read_batches(reader, kernel, epoch)
+        else:  # a generator, so that it keeps the split and with it the mapping
+            yield from stored_batches(kernel, self.split.row_addresses, epoch)
 
-    def _staged_batches(self, epoch: RankEpoch) -> Iterator[Batch]:
-        runtime, kernel = self.runtime, self.kernel
+    def _staged_batches(self, epoch: RankEpoch, kernel: HostKernel) -> Iterator[Batch]:
+        runtime = self.runtime
         local = epoch.rows.shape[1]
+        fill = self.find_filler(epoch, kernel)
         copy_stream = runtime.new_stream()
         plan = DevicePlan(epoch, runtime)
-        no_crop = np.zeros(local, np.int32)
-        no_flip = np.zeros(local, np.bool_)
         in_order = runtime.upload(runtime.pin(torch.arange(local)))
         pinned = [runtime.pin(kernel.empty(local)) for _ in range(NUM_SLOTS)]
         slots = [
@@ -186,8 +195,7 @@ class PinnedSource:
             slot = step % NUM_SLOTS
             if copied[slot] is not None:
                 copied[slot].synchronize()  # two batches old: done long ago
-            addresses = self.split.row_addresses[epoch.rows[step]]
-            kernel.write(addresses, no_crop, no_crop, no_flip, pinned[slot], is_augmented=False)
+            fill(step, pinned[slot])
             if released[slot] is not None:
                 copy_stream.wait_event(released[slot])
             with runtime.on_stream(copy_stream):
@@ -213,3 +221,18 @@ class PinnedSource:
             # left early, a copy may be under way: its slot goes back to the memory of the model's
             # stream, which must not use it before
             runtime.current_stream().wait_event(copy_stream.record_event())
+
+    def find_filler(self, epoch: RankEpoch, kernel: HostKernel) -> Callable[[int, Tensor], None]:
+        """Return what fills a pinned slot with the uint8 images of a step, whole."""
+        if self.split.is_jpeg or epoch.boxes is not None:
+            reader = ImageReader(self.split, kernel.image_shape[:2])
+            return lambda step, slot: read_step(reader, epoch, step, slot.numpy())
+        local = epoch.rows.shape[1]
+        no_crop, no_flip = np.zeros(local, np.int32), np.zeros(local, np.bool_)
+        row_addresses = self.split.row_addresses
+
+        def copy(step: int, slot: Tensor) -> None:
+            addresses = row_addresses[epoch.rows[step]]
+            kernel.write(addresses, no_crop, no_crop, no_flip, slot, is_augmented=False)
+
+        return copy

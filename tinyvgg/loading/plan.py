@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvgg.loading.config import CROP_PIXELS
+from tinyvgg.loading.views import View
 
 PADDING_ID = -1
 PADDING_LABEL = -100  # what torch's cross-entropy ignores
@@ -50,6 +51,8 @@ class RankEpoch:
         dy, dx: int32 [S, b], crop offsets; zero without augmentation.
         flip: bool [S, b]; False without augmentation.
         is_augmented: whether any crop or flip may differ from zero.
+        boxes: int32 [S, b, 4], top, left, height and width of what is shown of each image; None
+            where images are shown whole.
         images_consumed: int64 [S], images of the epoch that all ranks have had after a step.
     """
 
@@ -62,6 +65,7 @@ class RankEpoch:
     flip: NDArray[np.bool_]
     is_augmented: bool
     images_consumed: NDArray[np.int64]
+    boxes: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -152,6 +156,8 @@ def plan_rank_epoch(
     drop_last: bool,
     crop_pixels: int = CROP_PIXELS,
     flip: bool = True,
+    view: View | None = None,
+    sizes: NDArray[np.int32] | None = None,
     first: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -168,6 +174,8 @@ def plan_rank_epoch(
         drop_last: whether the images beyond the last full batch sit out.
         crop_pixels: that a drawn crop is off at most.
         flip: whether to draw flips with the crops.
+        view: which box of each image is shown, instead of a crop; None: images are shown whole.
+        sizes: int32 [N, 2], height and width of the images, for the view.
         first: images of this epoch that were consumed before; the steps begin there.
         rank: of this process.
         world_size: number of processes.
@@ -190,6 +198,11 @@ def plan_rank_epoch(
     else:
         dy = dx = np.zeros(rows.shape, np.int32)
         flips = np.zeros(rows.shape, np.bool_)
+    boxes = None
+    if view is not None and sizes is not None:
+        words = draw_words(seed, epoch, num_images)[num_images:]
+        boxes = view.boxes(words, sizes)[rows]
+        dy = dx = np.zeros(rows.shape, np.int32)
     return RankEpoch(
         rows=rows,
         ids=np.where(is_valid, rows, PADDING_ID),
@@ -200,6 +213,7 @@ def plan_rank_epoch(
         flip=flips,
         is_augmented=augment,
         images_consumed=np.minimum(first + (steps + 1) * batch_size, num_images),
+        boxes=boxes,
     )
 
 
@@ -210,7 +224,7 @@ class EpochPlanner:
     Attributes:
         labels: int64 [N], of the split.
         batch_size, shuffle, augment, drop_last, rank, world_size: as in `plan_rank_epoch`.
-        crop_pixels, flip: likewise.
+        crop_pixels, flip, view, sizes: likewise.
     """
 
     labels: NDArray[np.int64]
@@ -222,6 +236,8 @@ class EpochPlanner:
     world_size: int = 1
     crop_pixels: int = CROP_PIXELS
     flip: bool = True
+    view: View | None = None
+    sizes: NDArray[np.int32] | None = None
     recent: dict[LoaderState, RankEpoch] = field(default_factory=dict)
 
     @property
@@ -249,6 +265,8 @@ class EpochPlanner:
                 drop_last=self.drop_last,
                 crop_pixels=self.crop_pixels,
                 flip=self.flip,
+                view=self.view,
+                sizes=self.sizes,
                 first=state.images_consumed,
                 rank=self.rank,
                 world_size=self.world_size,

@@ -6,13 +6,17 @@ To:   batches. On an accelerator a step moves nothing over the bus and the host 
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from tinyvgg.loading.batch import Batch, PixelPass
-from tinyvgg.loading.host_kernel import HostKernel, host_batches
+from tinyvgg.loading.host_kernel import HostKernel, stored_batches
 from tinyvgg.loading.pinned import AcceleratorRuntime, DevicePixels, DevicePlan
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
+from tinyvgg.loading.reader import ImageReader, count_part
 from tinyvgg.shards.store import Split
 
 
@@ -34,24 +38,29 @@ class ResidentSource:
         self.device = device
         shape = (split.num_images, *pixel_pass.image_shape)
         self.stored = torch.empty(shape, dtype=torch.uint8, device=device)
-        first = 0
-        for shard in split.shards:
-            last = first + len(shard.images)
-            self.stored[first:last] = torch.from_numpy(shard.images.copy())
-            first = last
+        if split.is_jpeg:
+            _decode_all(split, self.stored)
+        else:
+            first = 0
+            for shard in split.shards:
+                last = first + len(shard.images)
+                self.stored[first:last] = torch.from_numpy(shard.images.copy())
+                first = last
         if device.type == "cpu":
             self.kernel = HostKernel(pixel_pass)
         else:
             self.pixels = DevicePixels(pixel_pass, device)
 
-    def batches(self, plan: EpochPlanner, state: LoaderState) -> Iterator[Batch]:
+    def batches(
+        self, plan: EpochPlanner, state: LoaderState, size: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
         """Yield one batch for every step of `plan(state)`, the rest of an epoch."""
         epoch = plan(state)
         if self.device.type == "cpu":
             rows = torch.arange(len(self.stored)) * self.stored.stride(0)
             addresses = (rows + self.stored.data_ptr()).numpy()
             # a generator, so that it keeps `self` and with it what is at these addresses
-            yield from host_batches(self.kernel, addresses, epoch)
+            yield from stored_batches(self.kernel, addresses, epoch)
         else:
             yield from self._device_batches(epoch)
 
@@ -61,3 +70,19 @@ class ResidentSource:
             tensors = plan.step(step)
             images = self.pixels(self.stored, tensors["rows"], tensors)
             yield Batch(images, tensors["labels"], tensors["ids"], int(epoch.num_valid[step]))
+
+
+def _decode_all(split: Split, stored: Tensor) -> None:
+    """Fill `stored` uint8 [N, H, W, 3] with the pixels of JPEG files, by a thread a core."""
+    reader = ImageReader(split, (stored.shape[1], stored.shape[2]))
+    num_images = count_part(reader.size)
+
+    def decode(first: int) -> None:
+        rows = np.arange(first, min(first + num_images, split.num_images))
+        images = reader.take(len(rows))
+        reader.read(rows, None, images)
+        stored[first : first + len(rows)] = torch.from_numpy(images)
+
+    with ThreadPoolExecutor(torch.get_num_threads(), "tinyvgg-reader") as threads:
+        for _ in threads.map(decode, range(0, split.num_images, num_images)):
+            pass
