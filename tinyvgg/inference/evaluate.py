@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tinyvgg.inference.trained import TrainedNetwork, check_classes, find_preprocessing
-from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.config import CENTER_SHARE, LoaderConfig
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.open import open_given, open_loader
 from tinyvgg.model.vgg import compute_logits
@@ -86,6 +86,7 @@ def open_scored(
     backend: Backend,
     batch_size: int | None = None,
     size: int | None = None,
+    center_share: float = CENTER_SHARE,
 ) -> Loader:
     """Return a loader of every image of a split once, in order, neither cropped nor flipped.
 
@@ -103,6 +104,7 @@ def open_scored(
         augment=False,
         drop_last=False,
         size=size,
+        center_share=center_share,
         mean=mean,
         std=std,
         reuse_buffers=True,
@@ -244,11 +246,13 @@ def evaluate(
     if device is None:
         device = next((weight.device for weight in network.parameters()), "cpu")
     target = torch.device(device)
+    center_share = CENTER_SHARE
     if (noted := find_preprocessing(network)) is not None:
         mean = noted.mean if mean is None else mean
         std = noted.std if std is None else std
         pixels = noted.pixels if pixels is None else pixels
         amp = noted.amp if amp == "auto" else amp
+        center_share = noted.center_share
     if amp == "auto":
         amp = "off"
     loader = open_scored(
@@ -261,6 +265,7 @@ def evaluate(
         backend=backend,
         batch_size=batch_size,
         size=pixels,
+        center_share=center_share,
     )
     with loader:
         return evaluate_network(

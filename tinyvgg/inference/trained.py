@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.batch import resize_images
+from tinyvgg.loading.config import CENTER_SHARE
 from tinyvgg.model.vgg import compute_logits
 from tinyvgg.options import Amp
 from tinyvgg.shards.store import PackedDataset
@@ -23,12 +24,15 @@ class Preprocessing:
         mean, std: per channel on the 0-to-1 scale, that pixels are normalized with.
         pixels: shorter side that images are reduced to; None: as stored.
         amp: autocast type it was trained in: "off", "bf16" or "fp16".
+        center_share: side of the square that is shown of images of several sizes, as a share of
+            their shorter side.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     pixels: int | None = None
     amp: Amp = "off"
+    center_share: float = CENTER_SHARE
 
 
 def note_preprocessing(network: nn.Module, preprocessing: Preprocessing) -> None:

@@ -41,7 +41,7 @@ class Arch:
     stages: tuple[tuple[int, ...], ...]
     batch_norm: bool = False
     min_pixels: int = 32  # five halvings leave 1
-    max_pixels: int = 96
+    max_pixels: int = 512
 
 
 # Simonyan and Zisserman, "Very deep convolutional networks", 2015, table 1: A, B, D, E
@@ -257,5 +257,5 @@ def check_image_size(arch: str, height: int, width: int) -> None:
     if min(height, width) < limits.min_pixels or max(height, width) > limits.max_pixels:
         raise ValueError(
             f"images are {width}x{height} pixels, {arch} takes {limits.min_pixels} to "
-            f"{limits.max_pixels}; pack again with --resize 64, or see --arch and --sizes"
+            f"{limits.max_pixels}; see --size, --sizes and --arch"
         )

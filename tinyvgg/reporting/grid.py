@@ -7,7 +7,7 @@ To:   `tinyvgg inspect --grid FILE.png`.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from tinyvgg.errors import naming, printable
 from tinyvgg.shards.store import PackedDataset
@@ -15,6 +15,7 @@ from tinyvgg.shards.store import PackedDataset
 IMAGES_PER_CLASS = 4
 CLASSES_PER_LINE = 2
 MARGIN_PIXELS = 4
+THUMBNAIL_PIXELS = 64
 TEXT_PIXELS = 16
 
 
@@ -25,9 +26,9 @@ def draw_grid(dataset: PackedDataset, path: Path) -> None:
         dataset: opened.
         path: of the PNG.
     """
-    image = dataset.manifest.image
-    scale = max(1, 64 // max(image.height, image.width))  # thumbnails stay readable
-    height, width = scale * image.height, scale * image.width
+    size = dataset.manifest.image.size or (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)
+    scale = max(1, THUMBNAIL_PIXELS // max(size))  # thumbnails stay readable
+    height, width = scale * size[0], scale * size[1]
     cell_width = IMAGES_PER_CLASS * (width + MARGIN_PIXELS) + MARGIN_PIXELS
     cell_height = height + TEXT_PIXELS + 2 * MARGIN_PIXELS
     classes = dataset.manifest.classes
@@ -42,8 +43,14 @@ def draw_grid(dataset: PackedDataset, path: Path) -> None:
             words = words.removesuffix("…")[:-1] + "…"
         pen.text((left, top), words, "black", font)
         rows = np.flatnonzero(dataset.train.labels == label)[:IMAGES_PER_CLASS]
-        for position, pixels in enumerate(dataset.train.read_images(rows) if len(rows) else []):
-            thumbnail = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+        for position, row in enumerate(rows):
+            image = Image.fromarray(dataset.train[row][0])
+            is_stored = dataset.manifest.image.size is not None
+            thumbnail = (
+                image.resize((width, height), Image.Resampling.NEAREST)
+                if is_stored
+                else ImageOps.fit(image, (width, height))
+            )
             sheet.paste(thumbnail, (left + position * (width + MARGIN_PIXELS), top + TEXT_PIXELS))
     with naming(path):
         sheet.save(path, "PNG")

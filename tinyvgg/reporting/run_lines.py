@@ -22,7 +22,7 @@ from tinyvgg.runs.checkpoint import EpochRecord
 from tinyvgg.runs.config import Output
 from tinyvgg.runs.fit import Callback, Run
 from tinyvgg.shards.store import PackedDataset
-from tinyvgg.training.build import check_sizes
+from tinyvgg.training.build import check_sizes, list_sizes
 from tinyvgg.training.clock import Pace
 from tinyvgg.training.config import Recipe
 from tinyvgg.training.trainer import StepReport
@@ -137,8 +137,8 @@ def print_epoch(record: EpochRecord, num_epochs: int, show: Callable[[str], None
 def print_summary(recipe: Recipe, dataset: PackedDataset, *, is_json: bool) -> None:
     """Print layers, parameters and operations of a network on images as they are packed."""
     check_sizes(recipe, dataset)
-    image = dataset.manifest.image
-    shape = (recipe.arch, len(dataset.class_names), image.height, image.width)
+    height, width = list_sizes(recipe, dataset)[0]
+    shape = (recipe.arch, len(dataset.class_names), height, width)
     layers, flop = summarize_network(*shape), train_flop(*shape)
     if is_json:
         print_json({"arch": recipe.arch, "train_flop": flop, "layers": list(map(asdict, layers))})
@@ -148,5 +148,5 @@ def print_summary(recipe: Recipe, dataset: PackedDataset, *, is_json: bool) -> N
     print_line(
         f"{recipe.arch}: {num_parameters:,} parameters; "
         f"{sum(layer.flop for layer in layers) / 1e9:.3f} GFLOP forward, "
-        f"{flop / 1e9:.3f} GFLOP to train on an image of {image.width}x{image.height}"
+        f"{flop / 1e9:.3f} GFLOP to train on an image of {width}x{height}"
     )

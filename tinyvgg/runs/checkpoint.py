@@ -31,6 +31,7 @@ from torch import Tensor
 
 from tinyvgg.durable import replace_file
 from tinyvgg.errors import CheckpointError
+from tinyvgg.loading.config import CENTER_SHARE
 from tinyvgg.options import Amp
 from tinyvgg.training.config import ArchName
 from tinyvgg.training.trainer import TrainedEpoch
@@ -71,6 +72,8 @@ class Checkpoint(BaseModel):
         arch: name of the network; None if it is a caller's own, whose weights these are.
         model: its weights by name, with averaged weights where there is an average.
         pixels: shorter side of the images that it was last trained on.
+        center_share: side of the square that images of several sizes are scored by, as a share of
+            their shorter side.
         class_folders: in label order.
         class_words: what they are called, "" where nobody said.
         mean, std: per channel on the 0-to-1 scale, that its input is normalized with.
@@ -86,6 +89,7 @@ class Checkpoint(BaseModel):
     arch: ArchName | None
     model: dict[str, Tensor]
     pixels: Annotated[int, Field(strict=True, ge=1)]
+    center_share: Annotated[float, Field(strict=True, gt=0, le=1)] = CENTER_SHARE
     class_folders: Annotated[list[StrictStr], Field(min_length=1)]
     class_words: list[StrictStr] = []
     mean: Annotated[

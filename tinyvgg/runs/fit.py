@@ -88,7 +88,11 @@ class Run:
         note_preprocessing(
             self.model.eval(),
             Preprocessing(
-                normalization.mean, normalization.std, trainer.last_pixels, cast(Amp, trainer.amp)
+                normalization.mean,
+                normalization.std,
+                trainer.last_pixels,
+                cast(Amp, trainer.amp),
+                trainer.recipe.center_share,
             ),
         )
 
@@ -324,6 +328,8 @@ def _open_val_loader(run: Run) -> Loader:
         mean=trainer.loader.normalization.mean,
         std=trainer.loader.normalization.std,
         backend=run.options.backend,
+        size=trainer.recipe.size,
+        center_share=trainer.recipe.center_share,
     )
 
 

@@ -49,7 +49,11 @@ def load(
         raise CheckpointError(f"{path}: {misfit}; pass the model that was trained")
     model.load_state_dict(fields.model)
     preprocessing = Preprocessing(
-        channel_triple(fields.mean), channel_triple(fields.std), fields.pixels, fields.amp
+        channel_triple(fields.mean),
+        channel_triple(fields.std),
+        fields.pixels,
+        fields.amp,
+        fields.center_share,
     )
     trained = TrainedNetwork(model, fields.class_folders, fields.class_words, preprocessing)
     return trained.to(target).eval()

@@ -10,9 +10,8 @@ import torch
 import torch.distributed
 from torch import nn
 
-from tinyvgg.loading.batch import scaled_size
-from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.open import open_loader
+from tinyvgg.loading.views import choose_view, find_shown_size
 from tinyvgg.model.summary import probe_network
 from tinyvgg.model.vgg import Network, build_network, check_image_size, initialize_he
 from tinyvgg.options import Backend
@@ -21,8 +20,6 @@ from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.average import AveragedNetwork
 from tinyvgg.training.config import (
-    REFERENCE_MEAN,
-    REFERENCE_STD,
     Recipe,
     resolve_steps,
 )
@@ -43,16 +40,28 @@ def build_model(recipe: Recipe, num_classes: int) -> Network:
     return model
 
 
+def list_sizes(recipe: Recipe, dataset: PackedDataset) -> list[tuple[int, int]]:
+    """Return (H, W) of the images of a run: of its last epochs, then of each of `recipe.sizes`.
+
+    Raises:
+        ValueError: the images have several sizes, and the recipe names none.
+    """
+    stored = dataset.manifest.image.size
+    config = recipe.describe_batches(batch_size=1)
+    view = choose_view(config, is_one_size=stored is not None, is_augmented=recipe.augment)
+    whole = find_shown_size(stored, recipe.size, view)
+    reduced = (min(pixels, *whole) for pixels in recipe.sizes)
+    return [whole, *(find_shown_size(stored, pixels, view) for pixels in reduced)]
+
+
 def check_sizes(recipe: Recipe, dataset: PackedDataset) -> None:
     """Refuse images that the network cannot take, as packed or reduced to `recipe.sizes`.
 
     Raises:
         ValueError: they are not of a size that it takes.
     """
-    image = dataset.manifest.image
-    stored = min(image.height, image.width)
-    for pixels in {stored, *(min(pixels, stored) for pixels in recipe.sizes)}:
-        check_image_size(recipe.arch, *scaled_size(image.height, image.width, pixels))
+    for size in list_sizes(recipe, dataset):
+        check_image_size(recipe.arch, *size)
 
 
 def check_network(network: nn.Module, recipe: Recipe, dataset: PackedDataset) -> None:
@@ -62,9 +71,8 @@ def check_network(network: nn.Module, recipe: Recipe, dataset: PackedDataset) ->
         ValueError: it gives another number of logits than there are classes, or takes images as
             they are stored and not those of `recipe.sizes`.
     """
-    image = dataset.manifest.image
-    stored = min(image.height, image.width)
-    probe = probe_network(network, image.height, image.width)
+    whole, *reduced = list_sizes(recipe, dataset)
+    probe = probe_network(network, *whole)
     num_classes = len(dataset.class_names)
     if probe is None:
         return
@@ -73,11 +81,10 @@ def check_network(network: nn.Module, recipe: Recipe, dataset: PackedDataset) ->
             f"model must give {num_classes:,} logits, one a class of {dataset.folder}, "
             f"got {probe.num_logits:,}"
         )
-    for pixels in recipe.sizes:
-        size = scaled_size(image.height, image.width, min(pixels, stored))
+    for size in reduced:
         if probe_network(network, *size) is None:
             raise ValueError(
-                f"model must take the images of sizes {recipe.sizes}, cannot take {pixels} "
+                f"model must take the images of sizes {recipe.sizes}, cannot take {min(size)} "
                 "pixels; pass a recipe with sizes=(), size_shares=()"
             )
 
@@ -132,18 +139,7 @@ def build_trainer(
     amp, amp_reason = choose_amp(device) if recipe.amp == "auto" else (recipe.amp, "")
     amp = agree_on(amp)
     compiled = recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda")
-    is_reference = recipe.statistics == "reference"
-    loader_config = LoaderConfig(
-        backend=backend,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        augment=recipe.augment,
-        crop_pixels=recipe.crop_pixels,
-        flip=recipe.flip,
-        mean=REFERENCE_MEAN if is_reference else None,
-        std=REFERENCE_STD if is_reference else None,
-        reuse_buffers=True,
-    )
+    loader_config = recipe.describe_batches(backend=backend, reuse_buffers=True)
     dtype = AMP_DTYPES[amp]
     loader = open_loader(dataset, "train", loader_config, device=device, dtype=dtype)
     if recipe.batch_size % (loader.world_size * recipe.accumulate):

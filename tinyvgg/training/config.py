@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tinyvgg.loading.config import CROP_PIXELS, read_crop_pixels
+from tinyvgg.loading.config import CENTER_SHARE, CROP_PIXELS, LoaderConfig, ViewName
 from tinyvgg.options import AmpOption
 
 ArchName = Literal[
@@ -26,6 +26,7 @@ REFERENCE_STD = (0.2302, 0.2265, 0.2262)
 # steps, order, weights and optimizer state of a run depend on them from its first step on
 FIXED_FIELDS = (
     "arch", "batch_size", "optimizer", "seed", "augment", "crop_pixels", "flip", "statistics",
+    "size", "view", "crop_area", "crop_aspect", "center_share",
 )  # fmt: skip
 
 
@@ -41,6 +42,17 @@ class DataRecipe:
     """Shift crops by up to this many pixels in each direction, 0 to 8; 0: no crops."""
     flip: bool = True
     """Flip half of the images left to right."""
+    size: int | None = None
+    """Pixels a side that images are scaled to: by default as stored; several sizes need it."""
+    view: ViewName | None = None
+    """Part of a training image: crop (--crop-pixels), resized-crop (a drawn box) or center. By
+    default crop for images of one size, else resized-crop, and center when they are scored."""
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Least and most of a resized-crop's area, as a share of the image's."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and most of a resized-crop's width by its height."""
+    center_share: float = CENTER_SHARE
+    """Side of the center square, as a share of the shorter side of an image."""
     statistics: Literal["packed", "reference"] = "packed"
     """Mean and std that normalize pixels: those of the packed train split, or the reference's."""
     seed: int = 0
@@ -150,8 +162,27 @@ class Recipe(DataRecipe, NetworkRecipe, ScheduleRecipe, OptimizerRecipe, SpeedRe
                 raise ValueError(
                     f"{name} must be at least 0 and under 1, got {getattr(self, name)}"
                 )
-        read_crop_pixels(self.crop_pixels)
+        self.describe_batches(batch_size=1)  # refuses crops, sizes and views that cannot be
         self._check_together()
+
+    def describe_batches(self, **fields: Any) -> LoaderConfig:
+        """Return what its loader must do; fields of `LoaderConfig` override it."""
+        is_reference = self.statistics == "reference"
+        described = {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "augment": self.augment,
+            "crop_pixels": self.crop_pixels,
+            "flip": self.flip,
+            "mean": REFERENCE_MEAN if is_reference else None,
+            "std": REFERENCE_STD if is_reference else None,
+            "size": self.size,
+            "view": self.view,
+            "crop_area": self.crop_area,
+            "crop_aspect": self.crop_aspect,
+            "center_share": self.center_share,
+        }
+        return LoaderConfig(**{**described, **fields})
 
     def _check_together(self) -> None:
         """Refuse fields that do not go with each other."""

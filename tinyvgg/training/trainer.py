@@ -19,7 +19,6 @@ import torch.distributed
 from torch import nn
 
 from tinyvgg.errors import CheckpointError, DivergedError
-from tinyvgg.loading.batch import scaled_size
 from tinyvgg.loading.loader import Loader
 from tinyvgg.model.summary import probe_network, train_flop
 from tinyvgg.shards.store import PackedDataset
@@ -148,8 +147,7 @@ class Trainer:
 
     def pixels_of(self, epoch: int) -> int:
         """Return the shorter side of an epoch's images."""
-        image = self.dataset.manifest.image
-        return pixels_at(self.recipe, epoch, min(image.height, image.width))
+        return pixels_at(self.recipe, epoch, min(self.loader.find_size(self.recipe.size)))
 
     @property
     def last_pixels(self) -> int:
@@ -167,8 +165,7 @@ class Trainer:
 
     def _train_flop(self, pixels: int) -> int | None:
         """Return what a training image of a size costs."""
-        image = self.dataset.manifest.image
-        size = scaled_size(image.height, image.width, pixels)
+        size = self.loader.find_size(pixels)
         if not self.is_own:
             return train_flop(self.recipe.arch, len(self.dataset.class_names), *size)
         if pixels not in self.own_flop:
@@ -204,13 +201,11 @@ class Trainer:
         if not self.compiled or self.is_prepared:
             return
         self.is_prepared = True
-        image = self.dataset.manifest.image
         num_images = self.loader.batch_size // self.loader.world_size // self.recipe.accumulate
         labels = torch.zeros(num_images, dtype=torch.int64, device=self.device)
         self.model.train()
         for pixels in sorted({self.pixels_of(epoch) for epoch in range(self.recipe.epochs)}):
-            size = scaled_size(image.height, image.width, pixels)
-            shape = (num_images, *size, image.channels)
+            shape = (num_images, *self.loader.find_size(pixels), 3)
             images = torch.zeros(shape, dtype=self.image_dtype, device=self.device)
             self.take_step.capture(images.permute(0, 3, 1, 2), labels)
 
@@ -322,6 +317,7 @@ class Trainer:
             "arch": None if self.is_own else self.recipe.arch,
             "model": self.scored_model.state_dict(),
             "pixels": self.last_pixels,
+            "center_share": self.recipe.center_share,
             "class_folders": self.dataset.class_names,
             "class_words": self.dataset.class_words,
             "mean": list(normalization.mean),
