@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from tinyvgg.shards.memory import MemoryBudget
+from tinyvgg.shards.memory import SMALL_PIXELS, MemoryBudget
 
 MEMORY_BYTES = 2**30
 WORKING_BYTES = 11  # a pixel: RGB, and the coefficients of a progressive file
@@ -50,10 +50,14 @@ def decode_jpeg(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> None:
     Raises:
         ValueError: the file is damaged, or of another size.
     """
-    height, width, _ = pixels.shape
-    with decode_memory.taken(height * width, WORKING_BYTES):
+    num_pixels = pixels.size // 3
+    if num_pixels > SMALL_PIXELS:
+        with decode_memory.taken(num_pixels, WORKING_BYTES):
+            found = simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
+    else:
         found = simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
     if found.shape != pixels.shape:
+        height, width, _ = pixels.shape
         raise ValueError(f"{found.shape[1]}x{found.shape[0]} pixels, expected {width}x{height}")
 
 
