@@ -57,6 +57,8 @@ class Arm:
         environment: variables to set before the process starts.
         ceiling: name of the arm that bounds this one, for its share of what is possible.
         flop_per_image: floating-point operations that an image costs, where that says something.
+        bytes_per_image: that are read from storage, likewise.
+        python: interpreter of a peer that has an environment of its own; None: this one.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Arm:
     environment: dict[str, str] = field(default_factory=dict)
     ceiling: str | None = None
     flop_per_image: float | None = None
+    bytes_per_image: float | None = None
+    python: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,12 @@ class Measurement:
     Attributes:
         arm: as it was asked for.
         windows: raw rates, a list for each repeat.
+        cpu_sec_per_image: of each repeat's process, all threads of it and no process it started.
     """
 
     arm: Arm
     windows: list[list[float]]
+    cpu_sec_per_image: list[float] = field(default_factory=list)
 
     @property
     def repeats(self) -> list[float]:
@@ -132,32 +138,34 @@ def bootstrap_ratio(ratios: Sequence[float]) -> Ratio:
 def measure(arms: Sequence[Arm], *, num_repeats: int = 5) -> dict[str, Measurement]:
     """Measure arms interleaved, each repeat in another order, and return them by name."""
     windows: dict[str, list[list[float]]] = {arm.name: [] for arm in arms}
+    cpu_sec: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for repeat in range(num_repeats):
         order = random.Random(repeat).sample(list(arms), len(arms))
         for arm in order:
-            rates = measure_once(arm)
+            rates, cpu_sec_per_image = measure_once(arm)
             windows[arm.name].append(rates)
+            cpu_sec[arm.name].append(cpu_sec_per_image)
             median = statistics.median(rates)
             print(f"repeat {repeat + 1}: {arm.name}: {median:,.1f} images/sec", file=sys.stderr)
-    return {arm.name: Measurement(arm, windows[arm.name]) for arm in arms}
+    return {arm.name: Measurement(arm, windows[arm.name], cpu_sec[arm.name]) for arm in arms}
 
 
-def measure_once(arm: Arm) -> list[float]:
-    """Run one arm in a fresh process and return the rates of its windows, in images/sec."""
+def measure_once(arm: Arm) -> tuple[list[float], float]:
+    """Run one arm in a fresh process; return images/sec of its windows, CPU seconds an image."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measure", json.dumps(asdict(arm))],
+        [arm.python or sys.executable, "-m", "benchmarks.measure", json.dumps(asdict(arm))],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **arm.environment},
         cwd=REPOSITORY,
         check=True,
     )
-    rates: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return rates
+    rates, cpu_sec_per_image = json.loads(done.stdout.splitlines()[-1])
+    return rates, cpu_sec_per_image
 
 
-def run_arm(arm: Arm) -> list[float]:
-    """Warm up and measure, in this process."""
+def run_arm(arm: Arm) -> tuple[list[float], float]:
+    """Warm up and measure, in this process; return images/sec, and CPU seconds an image."""
     from tinyvgg.bench.windows import time_window
 
     module, _, function = arm.target.partition(":")
@@ -168,7 +176,17 @@ def run_arm(arm: Arm) -> list[float]:
         arm.min_warm_windows and not _agree(warm[-3:]) and time.perf_counter() - started < 30
     ):
         warm.append(time_window(work, arm.window_sec))
-    return [time_window(work, arm.window_sec) for _ in range(arm.num_windows)]
+    num_images = 0
+
+    def counted() -> int:
+        nonlocal num_images
+        num_done = work()
+        num_images += num_done
+        return num_done
+
+    cpu_started = time.process_time()
+    rates = [time_window(counted, arm.window_sec) for _ in range(arm.num_windows)]
+    return rates, (time.process_time() - cpu_started) / num_images
 
 
 def _agree(rates: list[float]) -> bool:
@@ -315,6 +333,7 @@ def write_record(
             "images_per_sec": measurement.images_per_sec,
             "quartiles": measurement.quartiles,
             "windows": measurement.windows,
+            "cpu_sec_per_image": statistics.median(measurement.cpu_sec_per_image or [0.0]),
             **flop_rates(measurement, machine),
         }
         for measurement in measurements.values()

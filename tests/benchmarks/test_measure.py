@@ -100,9 +100,10 @@ def test_the_commit_of_a_checkout_around_a_plain_copy_is_not_its_own(
 def test_an_arm_is_measured_in_a_process_of_its_own_and_returns_its_windows() -> None:
     arm = Arm("sleep", "tests.benchmarks.sleeping:ten_images", window_sec=0.01, num_windows=3)
 
-    rates = measure_once(arm)
+    rates, cpu_sec_per_image = measure_once(arm)
 
     assert len(rates) == 3
+    assert 0 < cpu_sec_per_image < 0.005  # it sleeps
     assert all(0 < rate < 10 / 0.005 for rate in rates)  # 10 images take at least 5 ms
 
 
