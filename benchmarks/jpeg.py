@@ -450,10 +450,10 @@ def main() -> None:
     check_same_pixels(work)
     print(f"sets are made and equal after {time.monotonic() - started:.0f} s")
     claim = (
-        f"JPEG and raw shards on a CPU device, float32: batches of {SMALL_BATCH} images of 64 x 64, "
-        f"cropped and flipped, and of {LARGE_BATCH} boxes of photographs of 200 to 500 pixels (made "
-        f"of the small ones: scaled up, noise of sigma 4 to 8, quality 90), scaled to {LARGE}; page "
-        "cache warm"
+        f"JPEG and raw shards on a CPU device, float32: {SMALL_BATCH} images of 64 x 64 a batch, "
+        f"cropped and flipped, or {LARGE_BATCH} boxes of photographs of 200 to 500 pixels "
+        f"(made of the small ones: scaled up, noise of sigma 4 to 8, quality 90), scaled to {LARGE}"
+        "; page cache warm"
     )
     arms = list_arms(work, source, options.ffcv)
     run_benchmark("jpeg", claim, arms, judge, options.repeats)
