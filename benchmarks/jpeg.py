@@ -253,7 +253,7 @@ def dali_files(folders: str, packed: str) -> Work:
         )
         images = fn.decoders.image_slice(
             data, first, extent, axes=[0, 1], device="cpu", output_type=types.RGB,
-            adjust_orientation=False,
+            adjust_orientation=False, jpeg_fancy_upsampling=True, hw_decoder_load=0.0,
         )  # fmt: skip
         images = fn.resize(
             images, resize_x=LARGE, resize_y=LARGE, interp_type=types.INTERP_LINEAR, antialias=True
