@@ -3,8 +3,8 @@
 From: a split, whose rows are JPEG files or stored pixels, and the boxes of `views`.
 To:   the host kernel, which crops, flips and normalizes; or the pinned staging of a CUDA copy.
 
-Memory: a thread has the last image that it decoded, up to 16 MiB of it; larger ones, and what
-decoding them takes, wait for `decode_memory`.
+Memory: each thread keeps 16 MiB for the image that it decodes. Larger ones, and what decoding them
+takes, are counted over all threads, which wait for each other: 1 GiB in all.
 """
 
 import threading
@@ -21,7 +21,7 @@ from tinyvgg.loading.batch import Batch
 from tinyvgg.loading.host_kernel import HostKernel, host_batches
 from tinyvgg.loading.plan import RankEpoch
 from tinyvgg.loading.resize_kernel import resize_box
-from tinyvgg.shards.jpeg import decode_jpeg
+from tinyvgg.shards.jpeg import decode_jpeg, decoding
 from tinyvgg.shards.store import Split
 
 # of pixels that a thread reads before it does anything else: with two threads that ask for the GIL
@@ -71,23 +71,29 @@ class ImageReader:
         for i, row in enumerate(rows.tolist()):
             shard, place = self.split.find_row(row)
             if boxes is None:
-                self._decode(row, out[i])
+                with decoding(self.size[0] * self.size[1]):
+                    self._decode(row, out[i])
                 continue
             height, width = self.split.sizes[row].tolist()
+            target = out[i].reshape(self.size[0], -1)
             if shard.sizes is None and place + 1 < len(shard.images):
-                address = int(self.split.row_addresses[row])
-            else:  # the last image of a shard has no byte behind it
-                address = self._load(row, height, width)
-            resize_box(address, width, boxes[i], out[i].reshape(self.size[0], -1))
+                resize_box(int(self.split.row_addresses[row]), width, boxes[i], target)
+                continue
+            with decoding(height * width):  # the last image of a shard has no byte behind it, too
+                num_bytes = 3 * height * width
+                whole = self._take_whole(num_bytes + 1)
+                self._decode(row, whole[:num_bytes].reshape(height, width, 3))
+                resize_box(whole.ctypes.data, width, boxes[i], target)
+                del whole
 
-    def _load(self, row: int, height: int, width: int) -> int:
-        """Return the address of a whole image in memory of this thread."""
-        num_bytes = 3 * height * width
+    def _take_whole(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return memory for a whole image, of this thread unless it is large."""
+        if num_bytes > KEPT_BYTES:
+            return np.empty(num_bytes, np.uint8)
         whole: NDArray[np.uint8] | None = getattr(self.memory, "whole", None)
-        if whole is None or len(whole) <= num_bytes or len(whole) > KEPT_BYTES:
-            whole = self.memory.whole = np.empty(num_bytes + 1, np.uint8)
-        self._decode(row, whole[:num_bytes].reshape(height, width, 3))
-        return whole.ctypes.data
+        if whole is None or len(whole) < num_bytes:
+            whole = self.memory.whole = np.empty(num_bytes, np.uint8)
+        return whole
 
     def _decode(self, row: int, pixels: NDArray[np.uint8]) -> None:
         shard, place = self.split.find_row(row)

@@ -37,7 +37,13 @@ from PIL import Image
 
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing.tiff_errors import tiff_errors_raised
-from tinyvgg.shards.jpeg import JPEG_START, decode_jpeg, decode_memory, read_plain_size
+from tinyvgg.shards.jpeg import (
+    JPEG_START,
+    decode_jpeg,
+    decode_memory,
+    decoding,
+    read_plain_size,
+)
 
 # Pillow's names, and its modules, which are imported for the first image that is no plain JPEG:
 # asked for a decoder that is not there, Pillow would import all it has.
@@ -113,7 +119,7 @@ def decode_plain_jpeg(data: bytes, pixels: NDArray[np.uint8]) -> None:
         DatasetError: it is damaged.
         MemoryError: the machine cannot decode it now.
     """
-    with _Refusing("cannot be decoded"):
+    with decoding(pixels.size // 3), _Refusing("cannot be decoded"):
         decode_jpeg(data, pixels)
 
 

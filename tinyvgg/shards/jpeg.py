@@ -8,11 +8,13 @@ libjpeg is an error: Pillow forgives a bad code and fills the rest with gray. EX
 ignored, as in ImageFolder.
 """
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from tinyvgg.shards.memory import SMALL_PIXELS, MemoryBudget
+from tinyvgg.shards.memory import MemoryBudget
 
 MEMORY_BYTES = 2**30
 WORKING_BYTES = 11  # a pixel: RGB, and the coefficients of a progressive file
@@ -40,8 +42,13 @@ def read_plain_size(data: bytes | memoryview) -> tuple[int, int] | None:
     return (height, width) if color_space in PLAIN_COLORS else None
 
 
+def decoding(num_pixels: int) -> AbstractContextManager[None]:
+    """Wait for the memory that decoding so many pixels takes, and hold it in a `with` block."""
+    return decode_memory.taken(num_pixels, WORKING_BYTES)
+
+
 def decode_jpeg(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> None:
-    """Decode a JPEG into `pixels`, without the GIL, once there is memory for it.
+    """Decode a JPEG into `pixels`, without the GIL; inside `decoding`, if it may be large.
 
     Args:
         data: a file that `read_plain_size` knows.
@@ -50,12 +57,7 @@ def decode_jpeg(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> None:
     Raises:
         ValueError: the file is damaged, or of another size.
     """
-    num_pixels = pixels.size // 3
-    if num_pixels > SMALL_PIXELS:
-        with decode_memory.taken(num_pixels, WORKING_BYTES):
-            found = simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
-    else:
-        found = simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
+    found = simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
     if found.shape != pixels.shape:
         height, width, _ = pixels.shape
         raise ValueError(f"{found.shape[1]}x{found.shape[0]} pixels, expected {width}x{height}")

@@ -68,6 +68,9 @@ class ImageFormat(_Record):
         """(height, width) of every image."""
         return self.height, self.width
 
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} pixels"
+
 
 class JpegFormat(_Record):
     """Images are untouched JPEG files; height and width are there if all have one size."""
@@ -82,6 +85,10 @@ class JpegFormat(_Record):
         if self.height is None or self.width is None:
             return None
         return self.height, self.width
+
+    def __str__(self) -> str:
+        size = "several sizes" if self.size is None else f"{self.width}x{self.height} pixels"
+        return f"{size}, JPEG files"
 
     @model_validator(mode="after")
     def _is_whole(self) -> "JpegFormat":

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from tinyvgg.durable import replace_file
 from tinyvgg.errors import ShardError
 from tinyvgg.regular import read_regular_file
-from tinyvgg.shards.jpeg import decode_jpeg
+from tinyvgg.shards.jpeg import decode_jpeg, decoding
 from tinyvgg.shards.jpeg_shards import check_jpeg_bytes, read_offsets, read_sizes
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
@@ -164,7 +164,8 @@ class Shard:
             return stored
         pixels = np.empty((*self.sizes[row], 3), np.uint8)
         try:
-            decode_jpeg(self.read_file(row), pixels)
+            with decoding(pixels.size // 3):
+                decode_jpeg(self.read_file(row), pixels)
         except ValueError as error:
             raise ShardError(
                 f"{self.record.images}: image {row:,} of the shard cannot be decoded ({error}); "
@@ -303,10 +304,9 @@ class PackedDataset:
 
     def __repr__(self) -> str:
         """Return one line: where it is, images, classes."""
-        image = self.manifest.image
         return (
             f"<PackedDataset {str(self.folder)!r}: {self.train.num_images:,} train and "
-            f"{self.val.num_images:,} val images of {image.width}x{image.height} pixels, "
+            f"{self.val.num_images:,} val images of {self.manifest.image}, "
             f"{len(self.class_names):,} classes>"
         )
 
