@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
+from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from tests.closeness import relative_error
@@ -113,6 +115,55 @@ def keep_busy() -> None:
     matrix = torch.ones(size, size, device=DEVICE)
     for _ in range(4):
         matrix = matrix @ matrix * 1e-4
+
+
+def encode_smooth(pixels: np.ndarray, number: int) -> bytes:
+    """Return a JPEG file of 4:2:0, as cameras write them, of coarse colors scaled up."""
+    coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
+    image = Image.fromarray(coarse).resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)
+    data: bytes = simplejpeg.encode_jpeg(np.asarray(image), 90, colorsubsampling="420")
+    return data
+
+
+@pytest.fixture
+def photographs(pack_arrays: Callable[..., PackedDataset]) -> PackedDataset:
+    """23 train and 5 val JPEG files of 160 x 200 pixels, 2 classes."""
+    empty = np.zeros((23, 160, 200, 3), np.uint8)
+    labels = np.arange(23) % 2
+    return pack_arrays("jpegs", empty, labels, empty[:5], labels[:5], encode=encode_smooth)
+
+
+@pytest.mark.parametrize("view", [{}, {"view": "resized-crop", "size": 96}], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_jpeg_files_give_the_cpus_pixels_nearly_and_its_ids_exactly(
+    photographs: PackedDataset, backend: Any, view: dict[str, Any]
+) -> None:
+    found = open_on_device(photographs, backend, torch.uint8, seed=3, **view)
+    config = LoaderConfig(backend="torch", batch_size=5, drop_last=False, seed=3, **view)
+    expected = open_loader(photographs, "train", config, dtype=torch.uint8)
+
+    # nvJPEG rounds otherwise; `torch` decodes on the host. First tolerances, tried on no GPU yet
+    mean, most = (0.0, 0) if backend == "torch" else (0.5, 16)
+    for batch, other in zip(found.epoch(1), expected.epoch(1), strict=True):
+        difference = (batch.images.cpu().int() - other.images.int()).abs()
+        assert difference.float().mean() <= mean
+        assert difference.max() <= most
+        assert batch.ids.tolist() == other.ids.tolist()
+        assert batch.labels.tolist() == other.labels.tolist()
+
+
+@pytest.mark.dali
+def test_no_pixel_depends_on_the_place_of_its_image_in_the_batch(
+    photographs: PackedDataset,
+) -> None:
+    by_id: dict[int, torch.Tensor] = {}
+    for batch_size in (23, 5, 1):
+        loader = open_on_device(
+            photographs, "dali", torch.uint8, batch_size=batch_size, augment=False
+        )
+        for batch in loader.epoch(batch_size):
+            for id_, image in zip(batch.ids.tolist(), batch.images.cpu(), strict=True):
+                assert id_ < 0 or torch.equal(by_id.setdefault(id_, image.clone()), image)
 
 
 @every_backend

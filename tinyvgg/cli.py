@@ -69,10 +69,12 @@ def run_pack(argv: Sequence[str]) -> int:
         return 0
     train, val = manifest.splits.train, manifest.splits.val
     num_skipped = len(train.skipped) + len(val.skipped)
+    num_recoded = len(train.recoded or []) + len(val.recoded or [])
     print_line(
         f"{config.out}: {train.num_images:,} train and {val.num_images:,} val images of "
         f"{len(manifest.classes):,} classes"
         + (f"; {num_skipped:,} bad files skipped, listed in manifest.json" if num_skipped else "")
+        + (f"; {num_recoded:,} files stored as other JPEGs, listed there" if num_recoded else "")
     )
     return 0
 

@@ -26,6 +26,13 @@ HEADLINES = (
     ("accuracy", "fast-bn: PFLOP until top-1 51.4 %, mean of 3 seeds",
      "operations to the reference's accuracy, recipe `fast-bn`", "20 classes, 3 seeds"),
 )  # fmt: skip
+# columns of what only some records hold: title, field of an arm, factor, unit
+EXTRA_COLUMNS = (
+    ("bytes an image", "bytes_per_image", 1, ""),
+    ("CPU µs an image", "cpu_sec_per_image", 1e6, ""),
+    ("GFLOP/s", "flop_per_sec", 1e-9, ""),
+    ("MFU", "mfu", 100, " %"),
+)
 BEGIN, END = "<!-- records: tools/render_records.py -->", "<!-- end of records -->"
 
 
@@ -75,16 +82,13 @@ def is_of_accuracy(record: dict[str, Any]) -> bool:
 
 def render_rates(record: dict[str, Any]) -> list[str]:
     """Return the lines of a record of images/sec: its arms, then its ratios."""
-    has_flops, has_mfu = (
-        any(field in arm for arm in record["arms"]) for field in ("flop_per_sec", "mfu")
-    )
+    extra = [
+        column for column in EXTRA_COLUMNS if any(arm.get(column[1]) for arm in record["arms"])
+    ]
+    titles = "".join(f" {title} |" for title, *_ in extra)
     lines = [
-        "| arm | images/sec, median | quartiles | processes | share of its ceiling |"
-        + (" GFLOP/s |" if has_flops else "")
-        + (" MFU |" if has_mfu else ""),
-        "| --- | ---: | ---: | ---: | ---: |"
-        + (" ---: |" if has_flops else "")
-        + (" ---: |" if has_mfu else ""),
+        "| arm | images/sec, median | quartiles | processes | share of its ceiling |" + titles,
+        "| --- | ---: | ---: | ---: | ---: |" + " ---: |" * len(extra),
     ]
     rates = {arm["name"]: arm["images_per_sec"] for arm in record["arms"]}
     exceeded = {  # what an arm goes beyond is no physical limit
@@ -103,8 +107,10 @@ def render_rates(record: dict[str, Any]) -> list[str]:
             f"| {shown} | {_number(arm['images_per_sec'])} | "
             f"{_number(low)} to {_number(high)} | {len(arm['windows'])} | "
             f"{share} |"
-            + (f" {_number(arm.get('flop_per_sec', 0) / 1e9)} |" if has_flops else "")
-            + (f" {100 * arm['mfu']:.0f} % |" if "mfu" in arm else " |" if has_mfu else "")
+            + "".join(
+                f" {_number(arm[key] * factor)}{unit} |" if arm.get(key) else " |"
+                for _, key, factor, unit in extra
+            )
         )
     return [*lines, "", *render_bars(record)]
 

@@ -457,3 +457,45 @@ def test_on_real_images_two_epochs_equal_torch_resumed_mid_epoch(
             assert_equal_batches([batch], [other])
             num_steps += 1
     assert num_steps == 2 * planner.num_steps
+
+
+VIEW_GRAPHS: list[tuple[bool, bool, list[str]]] = [
+    (True, False, ["decoders__Image", "Slice", "CropMirrorNormalize"]),
+    (True, True, ["decoders__ImageSlice", "Resize", "CropMirrorNormalize"]),
+    (False, True, ["Slice", "Resize", "CropMirrorNormalize"]),
+]
+
+
+def serialize_view(device: str, *, is_jpeg: bool, has_boxes: bool) -> list[Any]:
+    pipeline = graphs.define_view_pipeline(
+        lambda iteration: None,
+        torch.device(device),
+        8,
+        pixel_pass(torch.float32),
+        is_jpeg=is_jpeg,
+        has_boxes=has_boxes,
+    )
+    graph = read_pipeline(pipeline.serialize())
+    assert [kind for _, kind in graph.outputs] == ["gpu" if device == "cuda" else "cpu"]
+    return [one for one in graph.operators if one.name not in ("ExternalSource", "Copy")]
+
+
+@pytest.mark.gpu_static
+@pytest.mark.parametrize(("is_jpeg", "has_boxes", "names"), VIEW_GRAPHS, ids=str)
+def test_the_cuda_graph_of_files_and_boxes_decodes_and_scales_on_the_device(
+    is_jpeg: bool, has_boxes: bool, names: list[str]
+) -> None:
+    cuda, cpu = (
+        serialize_view(device, is_jpeg=is_jpeg, has_boxes=has_boxes) for device in ("cuda", "cpu")
+    )
+
+    assert [operator.name for operator in cuda] == names == [operator.name for operator in cpu]
+    devices = [operator.device for operator in cuda]
+    assert devices == ["mixed" if is_jpeg else "gpu", "gpu", "gpu"]
+    for one, twin in zip(cuda, cpu, strict=True):
+        ignored = {"device", "preserve"}
+        assert {k: v for k, v in one.arguments.items() if k not in ignored} == {
+            k: v for k, v in twin.arguments.items() if k not in ignored
+        }
+    if is_jpeg:  # a share of a batch in hardware would be rounded otherwise; EXIF is ignored
+        assert {"hw_decoder_load", "adjust_orientation"} <= set(cuda[0].arguments)

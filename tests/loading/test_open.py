@@ -219,7 +219,7 @@ def test_auto_means_torch_on_a_cpu_and_says_why_in_one_line(
     assert loader.backend == "torch"
     reason = "on a CPU it reads the mapped shards without a copy"
     if packed.train.is_jpeg:
-        reason = "it decodes JPEG files with every core"
+        reason = "on a CPU it decodes JPEG files with every core"
     assert [record.getMessage() for record in caplog.records] == [
         f"backend torch for split train: {reason}"
     ]

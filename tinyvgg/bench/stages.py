@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -34,6 +33,7 @@ from tinyvgg.training.trainer import Trainer
 
 logger = logging.getLogger("tinyvgg")
 
+PHOTOGRAPH_PIXELS = 224  # that images of several sizes are scaled to
 PACK_IMAGES = 2000  # re-encoded as JPEG and packed again
 LOOP_STEPS = 4  # of the training loop in one unit of work, where a step is shorter than a window
 
@@ -69,11 +69,21 @@ def bench_stages(
     with tempfile.TemporaryDirectory() as scratch:
         yield _measure("pack", _pack_again(dataset, Path(scratch)), 0.0)
     batch_size = min(64, dataset.train.num_images)
-    recipe = Recipe(batch_size=batch_size, sizes=(), size_shares=(), epochs=10**6)
+    size = None if dataset.manifest.image.size else PHOTOGRAPH_PIXELS
+    recipe = Recipe(
+        batch_size=batch_size,
+        sizes=(),
+        size_shares=(),
+        epochs=10**6,
+        size=size,
+        arch="vgg11" if size else "vgg_net",
+    )
     trainer = build_trainer(recipe, dataset, device)
     for backend in BACKENDS[1:]:
         config = LoaderConfig(
-            backend=cast(Backend, backend), batch_size=min(256, dataset.train.num_images)
+            backend=cast(Backend, backend),
+            batch_size=min(256, dataset.train.num_images),
+            size=size,
         )
         dtype = trainer.image_dtype
         try:
@@ -109,14 +119,22 @@ def _measure(stage: str, work: Work, window_sec: float) -> StageRate:
 
 def _pack_again(dataset: PackedDataset, scratch: Path) -> Work:
     """Write some train images as JPEG class folders, and return the packing of them."""
-    rows = np.arange(min(PACK_IMAGES, dataset.train.num_images))
-    for row, pixels in zip(rows, dataset.train.read_images(rows), strict=True):
+    is_jpeg = dataset.train.is_jpeg
+    for row in range(min(PACK_IMAGES, dataset.train.num_images)):
         folder = dataset.class_names[dataset.train.labels[row]]
         for split in ("train", "val") if row == 0 else ("train",):
             path = scratch / "images" / split / folder / f"{row}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path, quality=90)
-    config = PackConfig(scratch / "images", scratch / "packed", overwrite=True)
+            if is_jpeg:
+                path.write_bytes(dataset.train.view_row(row).tobytes())
+            else:
+                Image.fromarray(dataset.train.view_row(row)).save(path, quality=90)
+    config = PackConfig(
+        scratch / "images",
+        scratch / "packed",
+        overwrite=True,
+        encoding="jpeg" if is_jpeg else "raw",
+    )
 
     def work() -> int:
         manifest = pack_images(config, lambda split, num_images: lambda num_done: None)

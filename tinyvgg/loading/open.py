@@ -124,16 +124,17 @@ def choose_backend(
     split: Split, image_bytes: int, device: torch.device, *, is_whole: bool = True
 ) -> tuple[str, str]:
     """Return the backend that `auto` means for a split on a device, and why."""
-    if split.is_jpeg:
-        return "torch", "it decodes JPEG files with every core"
-    if not is_whole:
-        return "torch", "it cuts boxes out with every core"
+    work = "decodes JPEG files" if split.is_jpeg else "cuts boxes out"
     if device.type == "cpu":
+        if split.is_jpeg or not is_whole:
+            return "torch", f"on a CPU it {work} with every core"
         return "torch", "on a CPU it reads the mapped shards without a copy"
     if device.type != "cuda":
         return "torch", f"the only one for {device.type}"
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
         return "dali", "NVIDIA DALI is installed"
+    if not is_whole:
+        return "torch", f"nvidia-dali is not installed; it {work} with every core"
     needed, free = split.num_images * image_bytes, _free_bytes(device)
     if needed + SPARE_BYTES <= free:
         reason = f"nvidia-dali is not installed; {_gib(needed)} fit into {_gib(free)} free"

@@ -43,7 +43,7 @@ def find_image_format(source: ImageSource, resize: int | None, num_threads: int)
         most = ", ".join(f"{n:,} of {w}x{h}" for (h, w), n in sizes.most_common(3))
         raise DatasetError(
             f"{source.name}: train images of {len(sizes):,} sizes, {most} and so on, expected one "
-            "size that most of them have; pack with --resize"
+            "size that most of them have; pack with --resize, or as they are with --encoding jpeg"
         )
     return ImageFormat(height=height, width=width)
 

@@ -36,6 +36,7 @@ def describe_dataset(dataset: PackedDataset) -> dict[str, Any]:
             "num_images": record.num_images,
             "num_shards": len(record.shards),
             "num_bytes": sum(shard.image_bytes + shard.label_bytes for shard in record.shards),
+            "sizes": describe_sizes(dataset.split(name).sizes),
             "mean": record.mean,
             "std": record.std,
             "skipped": [skipped.model_dump() for skipped in record.skipped],
@@ -43,7 +44,7 @@ def describe_dataset(dataset: PackedDataset) -> dict[str, Any]:
     return {
         "packed": str(dataset.folder),
         "manifest_sha256": dataset.manifest_sha256,
-        "image": manifest.image.model_dump(),
+        "image": manifest.image.model_dump(exclude_none=True),
         "splits": splits,
         "classes": [
             {
@@ -57,10 +58,19 @@ def describe_dataset(dataset: PackedDataset) -> dict[str, Any]:
     }
 
 
+def describe_sizes(sizes: NDArray[np.int32]) -> dict[str, list[int]]:
+    """Return the least, median and greatest height and width of images; empty without any."""
+    if not len(sizes):
+        return {"height": [], "width": []}
+    quantiles = np.quantile(sizes, [0, 0.5, 1], axis=0, method="lower")
+    return {"height": quantiles[:, 0].tolist(), "width": quantiles[:, 1].tolist()}
+
+
 def render_description(description: dict[str, Any]) -> list[Table]:
     """Return the tables that `tinyvgg inspect` prints."""
     image = description["image"]
-    size = f"{image['width']}x{image['height']} {image['dtype']} RGB"
+    size = f"{image['width']}x{image['height']}" if "width" in image else "several sizes"
+    size += ", JPEG files" if "encoding" in image else f" {image['dtype']} RGB"
     splits = Table(title=Text(printable(f"{description['packed']}: {size}")))
     for column in ("split", "images", "shards", "MiB", "mean", "std", "skipped"):
         splits.add_column(column, justify="left" if column == "split" else "right")
