@@ -166,7 +166,8 @@ def pass_alone(packed: str, size: int | None) -> Work:
     planned = open_loader(dataset, "train", config).plan
     boxes = planned.view.boxes(  # type: ignore[union-attr]
         np.random.default_rng(0).integers(0, 2**64, count, np.uint64), split.sizes[:count]
-    )
+    ).tolist()
+    widths = split.sizes[:count, 1].tolist()
     addresses = np.array([pixels.ctypes.data for pixels in decoded])
     generator = np.random.default_rng(1)
     dy, dx = generator.integers(-4, 5, (2, count)).astype(np.int32)
@@ -181,7 +182,8 @@ def pass_alone(packed: str, size: int | None) -> Work:
             return
         images = np.empty((len(rows), size, 3 * size), np.uint8)
         for place, row in enumerate(rows):
-            resize_box(int(addresses[row]), int(split.sizes[row, 1]), boxes[row], images[place])
+            target = images[place].ctypes.data
+            resize_box(int(addresses[row]), widths[row], *boxes[row], target, size, size)
         zeros = np.zeros(len(rows), np.int32)
         kernel.write(images.ctypes.data + np.arange(len(rows)) * images.strides[0],
                      zeros, zeros, flip[chosen], out, is_augmented=True)  # fmt: skip

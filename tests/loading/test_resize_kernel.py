@@ -15,9 +15,9 @@ def resize(
 ) -> NDArray[np.uint8]:
     """Run the kernel on an image with a byte behind it."""
     memory = np.concatenate([pixels.reshape(-1), np.zeros(1, np.uint8)])
-    out = np.empty((size[0], 3 * size[1]), np.uint8)
-    resize_box(memory.ctypes.data, pixels.shape[1], np.array(box, np.int32), out)
-    return out.reshape(*size, 3)
+    out = np.empty((*size, 3), np.uint8)
+    resize_box(memory.ctypes.data, pixels.shape[1], *box, out.ctypes.data, *size)
+    return out
 
 
 def obvious_pass(pixels: NDArray[np.uint8], target: int) -> NDArray[np.uint8]:

@@ -309,8 +309,8 @@ def host_batches(
     per_task = max(1, TASK_BYTES // (math.prod(shape) * kernel.dtype.itemsize))
     parts, num_ahead = [slice(0, local)], num_threads + 1
     if part_images is not None:
-        starts = range(0, local, part_images)
-        parts = [slice(first, min(first + part_images, local)) for first in starts]
+        equal = -(-local // -(-local // part_images))
+        parts = [slice(i, min(i + equal, local)) for i in range(0, local, equal)]
         per_task, num_ahead = 1, 1 + -(-num_threads // len(parts))
     starts = range(0, num_steps, per_task)
     tasks = [range(first, min(first + per_task, num_steps)) for first in starts]

@@ -11,12 +11,14 @@ cut out first: pixels beside it are not looked at.
 
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from tinyvgg.kernels import compile_kernel
+from tinyvgg.loading.host_kernel import as_pointer
 
 WEIGHT_BITS = 22  # 32 - 8 - 2: of Pillow
 NUM_LINES = 4  # that are narrowed at once
@@ -122,18 +124,24 @@ def _list_weights(size, target):  # type: ignore[no-untyped-def]
 
 
 @compile_kernel
-def resize_box(address, width, box, out):  # type: ignore[no-untyped-def]
-    """Fill `out` uint8 [H, 3 W] with a box of an image, scaled.
+def resize_box(  # type: ignore[no-untyped-def]
+    address, width, top, left, box_height, box_width, target, target_height, target_width
+):
+    """Scale a box of an image into other memory. All arguments are int64.
 
     Args:
         address: of the image, uint8 [height, width, 3], and one byte behind it, which must stay
             there meanwhile.
         width: of the image.
-        box: int32 [4], top, left, height and width.
-        out: C order.
+        top: of the box, inside the image.
+        left: likewise.
+        box_height: likewise.
+        box_width: likewise.
+        target: address of the result, uint8 [target_height, target_width, 3].
+        target_height: of the result.
+        target_width: likewise.
     """
-    top, left, box_height, box_width = box[0], box[1], box[2], box[3]
-    target_height, target_width = out.shape[0], out.shape[1] // 3
+    out = numba.carray(as_pointer(target), (target_height, 3 * target_width))
     starts, weights = _list_weights(box_width, target_width)
     row_bytes, count = out.shape[1], weights.shape[1]
     narrow = np.empty(

@@ -74,6 +74,36 @@ def summarize_network(
     return tuple(layers)
 
 
+@lru_cache
+def count_kept_bytes(arch: str, num_classes: int, height: int, width: int) -> int:
+    """Return the bytes of activations that a backward pass keeps of one image, in float32.
+
+    Counted by autograd's own hooks for saved tensors, on shapes alone; half types take half of it.
+
+    Args:
+        arch: a key of `ARCHS`.
+        num_classes: K.
+        height: of the images, in pixels.
+        width: likewise.
+    """
+    num_images = 2  # BatchNorm trains on no less
+    with torch.device("meta"):
+        model = build_network(arch, num_classes).train()
+        images = torch.empty(num_images, 3, height, width)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # alive, so that no other has its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        compute_logits(model, images)
+    return sum(storage.nbytes() for storage in kept.values()) // num_images
+
+
 @dataclass(frozen=True)
 class Probe:
     """What a network makes of images of one size.

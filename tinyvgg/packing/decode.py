@@ -92,7 +92,8 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
     height, width, _ = pixels.shape
     found = read_plain_size(data)
     if found == (height, width) and not resize:
-        decode_plain_jpeg(data, pixels)
+        with decoding(height * width):
+            decode_plain_jpeg(data, pixels)
         return
     with _open_image(data) as image:
         if not resize and (image.height, image.width) != (height, width):
@@ -115,11 +116,13 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
 def decode_plain_jpeg(data: bytes, pixels: NDArray[np.uint8]) -> None:
     """Decode a JPEG whose size `read_plain_size` gave into `pixels`, uint8 [H, W, 3] of that size.
 
+    To be called inside `decoding`.
+
     Raises:
         DatasetError: it is damaged.
         MemoryError: the machine cannot decode it now.
     """
-    with decoding(pixels.size // 3), _Refusing("cannot be decoded"):
+    with _Refusing("cannot be decoded"):
         decode_jpeg(data, pixels)
 
 

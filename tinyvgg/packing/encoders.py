@@ -28,7 +28,7 @@ from tinyvgg.packing.decode import (
 )
 from tinyvgg.packing.folders import ImageSource, SourceImage, show_path
 from tinyvgg.packing.sizes import read_image
-from tinyvgg.shards.jpeg import MAX_SCANS, count_scans, read_plain_size
+from tinyvgg.shards.jpeg import MAX_SCANS, count_scans, decoding, read_plain_size
 from tinyvgg.shards.jpeg_shards import JpegFile, write_jpeg_shard
 from tinyvgg.shards.manifest import BLOCK_ROWS, ImageFormat, ShardRecord
 from tinyvgg.shards.store import write_shard
@@ -151,8 +151,8 @@ class _StoredFile:
 class JpegEncoder:
     """JPEG files, as they are.
 
-    Memory: `KEPT_BYTES` of files over all blocks, one more file of at most `trees.MAX_FILE_BYTES`
-    a thread and a writer, and what decoding takes.
+    Memory: `KEPT_BYTES` of files over all blocks, 3 MiB of pixels a block, one more file of at most
+    `trees.MAX_FILE_BYTES` a thread and a writer, and `decode_memory` for large images.
 
     Args:
         source: that the files are read from.
@@ -260,14 +260,17 @@ class _PixelSums:
         num_bytes = 3 * size[0] * size[1]
         if self.used + num_bytes > len(self.buffer):
             self.close()
-        is_large = num_bytes > len(self.buffer)
-        place = np.empty(num_bytes, np.uint8) if is_large else self.buffer[self.used :]
-        decode_plain_jpeg(data, place[:num_bytes].reshape(*size, 3))
-        if is_large:
-            self.block.sums += sum_channels(place)
-        else:
-            self.used += num_bytes
-        self.block.num_pixels += size[0] * size[1]
+        num_pixels = size[0] * size[1]
+        with decoding(num_pixels):
+            is_large = num_bytes > len(self.buffer)
+            place = np.empty(num_bytes, np.uint8) if is_large else self.buffer[self.used :]
+            decode_plain_jpeg(data, place[:num_bytes].reshape(*size, 3))
+            if is_large:
+                self.block.sums += sum_channels(place)
+            else:
+                self.used += num_bytes
+            del place
+        self.block.num_pixels += num_pixels
 
     def close(self) -> None:
         """Add up what the buffer holds."""

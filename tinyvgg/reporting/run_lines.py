@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from tinyvgg.endings import explain_error
-from tinyvgg.model.summary import summarize_network, train_flop
+from tinyvgg.model.summary import count_kept_bytes, summarize_network, train_flop
 from tinyvgg.reporting.console import line_printer, print_json, print_line, print_tables
 from tinyvgg.reporting.plots import plot_curves
 from tinyvgg.reporting.progress import progress_bars
@@ -140,13 +140,16 @@ def print_summary(recipe: Recipe, dataset: PackedDataset, *, is_json: bool) -> N
     height, width = list_sizes(recipe, dataset)[0]
     shape = (recipe.arch, len(dataset.class_names), height, width)
     layers, flop = summarize_network(*shape), train_flop(*shape)
+    kept_bytes = count_kept_bytes(*shape)
     if is_json:
-        print_json({"arch": recipe.arch, "train_flop": flop, "layers": list(map(asdict, layers))})
+        summary = {"arch": recipe.arch, "train_flop": flop, "kept_bytes": kept_bytes}
+        print_json({**summary, "layers": list(map(asdict, layers))})
         return
     print_tables([render_summary(recipe.arch, layers)])
     num_parameters = sum(layer.num_parameters for layer in layers)
     print_line(
         f"{recipe.arch}: {num_parameters:,} parameters; "
         f"{sum(layer.flop for layer in layers) / 1e9:.3f} GFLOP forward, "
-        f"{flop / 1e9:.3f} GFLOP to train on an image of {width}x{height}"
+        f"{flop / 1e9:.3f} GFLOP to train on an image of {width}x{height}, "
+        f"of which the backward pass keeps {kept_bytes / 2**20:,.1f} MiB (float32; half types half)"
     )
