@@ -2,13 +2,16 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.loading.contract import DTYPES
+from tests.loading.contract import DTYPES, assert_same, read_epochs
+from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.buffers import BufferPool
+from tinyvgg.shards.store import PackedDataset
 
 HOLDS: list[Callable[[Tensor], object]] = [
     lambda tensor: tensor,
@@ -65,3 +68,27 @@ def test_no_more_than_max_kept_are_kept_and_none_is_given_twice() -> None:
 
     assert len({tensor.data_ptr() for tensor in held}) == 20
     assert len(pool.arrays) == 3
+
+
+def test_reused_buffers_come_in_turn_whoever_holds_them() -> None:
+    pool = BufferPool((2, 3), torch.float32, 3, is_reused=True)
+
+    held = [pool.take() for _ in range(7)]
+
+    addresses = [tensor.data_ptr() for tensor in held]
+    assert len(set(addresses[:3])) == 3
+    assert addresses == [addresses[i % 3] for i in range(7)]
+    assert {tensor.shape for tensor in held} == {(2, 3)}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_batches_of_reused_buffers_are_right_until_the_next_one(
+    packed: PackedDataset, dtype: torch.dtype
+) -> None:
+    config = LoaderConfig(backend="torch", batch_size=5, drop_last=False)
+    kept, reused = (
+        open_loader(packed, "train", replace(config, reuse_buffers=is_reused), dtype=dtype)
+        for is_reused in (False, True)
+    )
+
+    assert_same(read_epochs(reused, range(3)), read_epochs(kept, range(3)))

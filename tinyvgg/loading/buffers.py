@@ -9,8 +9,10 @@ view of it or a slice of that lives, and no longer. So the array's reference cou
 buffer is free.
 """
 
+import itertools
 import math
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,17 +31,30 @@ class BufferPool:
         dtype: of the tensors.
         max_kept: buffers that are kept; more are allocated where more are held, and freed with
             their tensors.
+        is_reused: whether buffers are given out in turn, held or not: who takes `max_kept` more of
+            them has let go of the first.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, max_kept: int) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, max_kept: int, *, is_reused: bool = False
+    ) -> None:
         self.shape = shape
         self.dtype = dtype
         self.max_kept = max_kept
         self.arrays: list[NDArray[np.uint8]] = [self._allocate()]
+        self.turns: Iterator[Tensor] | None = None
+        if is_reused:
+            more = [self._allocate() for _ in range(max_kept - 1)]
+            self.turns = itertools.cycle([self._view(array) for array in self.arrays + more])
         self.num_references = self._count_references(0)  # of a buffer that nobody else holds
 
     def take(self) -> Tensor:
-        """Return an uninitialized tensor, whose memory no other tensor that is alive shares."""
+        """Return an uninitialized tensor, whose memory no other tensor that is alive shares.
+
+        Under `is_reused` it is one that was given out before.
+        """
+        if self.turns is not None:
+            return next(self.turns)
         for index in range(len(self.arrays) - 1, -1, -1):
             if self._count_references(index) == self.num_references:
                 array = self.arrays.pop(index)

@@ -53,7 +53,7 @@ class LoaderConfig:
     center_share: float = CENTER_SHARE
     """Side of the central square, as a share of the image's shorter side."""
     reuse_buffers: bool = False
-    """Whether a batch is valid only until the next is asked for; it saves `dali` a copy."""
+    """Whether a batch is valid only until the next is asked for; saves `dali` a copy of each."""
 
     def __post_init__(self) -> None:
         """Refuse what no loader can do."""

@@ -201,6 +201,7 @@ class HostKernel:
 
     def __init__(self, pixel_pass: PixelPass) -> None:
         self.image_shape, self.dtype = pixel_pass.image_shape, pixel_pass.dtype
+        self.reuse_buffers = pixel_pass.reuse_buffers
         normalization = pixel_pass.normalization
         self.fill = normalization.fill
         width = self.image_shape[1]
@@ -309,13 +310,13 @@ def host_batches(
     per_task = max(1, TASK_BYTES // (math.prod(shape) * kernel.dtype.itemsize))
     parts, num_ahead = [slice(0, local)], num_threads + 1
     if part_images is not None:
-        equal = -(-local // -(-local // part_images))
-        parts = [slice(i, min(i + equal, local)) for i in range(0, local, equal)]
+        parts = _cut(local, part_images)
         per_task, num_ahead = 1, 1 + -(-num_threads // len(parts))
     starts = range(0, num_steps, per_task)
     tasks = [range(first, min(first + per_task, num_steps)) for first in starts]
     # two more: the batch that the loop has, and the one it had, until it has the next
-    pool = BufferPool(shape, kernel.dtype, min(num_ahead * per_task, num_steps) + 2)
+    num_buffers = max(1, min(num_ahead * per_task, num_steps)) + 2 * (not kernel.reuse_buffers)
+    pool = BufferPool(shape, kernel.dtype, num_buffers, is_reused=kernel.reuse_buffers)
     labels, ids = torch.from_numpy(epoch.labels), torch.from_numpy(epoch.ids)
 
     def prepare(task: range, buffers: deque[Tensor], part: slice) -> None:
@@ -348,6 +349,12 @@ def host_batches(
                 begin(tasks[number + num_ahead])
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def _cut(num_images: int, most: int) -> list[slice]:
+    """Return equal parts of a batch, of `most` images or fewer."""
+    equal = -(-num_images // -(-num_images // most))
+    return [slice(i, min(i + equal, num_images)) for i in range(0, num_images, equal)]
 
 
 def _half_table(normalization: Normalization, dtype: torch.dtype) -> NDArray[np.uint16]:
