@@ -71,7 +71,7 @@ def test_legal_sizes_give_logits_and_features(pixels: int) -> None:
 
 @pytest.mark.parametrize("pixels", [47, 96])
 def test_other_sizes_are_refused_with_the_remedy(pixels: int) -> None:
-    with pytest.raises(ValueError, match="48 to 95; pack again with --resize 64"):
+    with pytest.raises(ValueError, match="48 to 95; see --size, --sizes and --arch"):
         check_image_size("vgg_net", pixels, pixels)
 
 
