@@ -8,8 +8,10 @@ is, and what is no plain JPEG is bad, or stored as another JPEG under `--recode`
 """
 
 import errno
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +33,7 @@ from tinyvgg.packing.sizes import read_image
 from tinyvgg.shards.jpeg import MAX_SCANS, count_scans, decoding, read_plain_size
 from tinyvgg.shards.jpeg_shards import JpegFile, write_jpeg_shard
 from tinyvgg.shards.manifest import BLOCK_ROWS, ImageFormat, ShardRecord
+from tinyvgg.shards.memory import SMALL_PIXELS
 from tinyvgg.shards.store import write_shard
 
 BUFFER_BYTES = 32 * 2**20  # 10 blocks of 64 x 64 images: they stay in the L3 cache
@@ -162,6 +165,7 @@ class JpegEncoder:
 
     def __init__(self, source: ImageSource, num_threads: int, recode: int | None) -> None:
         self.source, self.recode = source, recode
+        self.recoding = threading.Lock()  # large images one after the other, for their memory
         self.num_rows = JPEG_ROWS
         self.num_buffers = num_threads + 2
         self.kept_bytes = KEPT_BYTES // self.num_buffers
@@ -238,9 +242,11 @@ class JpegEncoder:
                     f"{reason}, expected a JPEG in YCbCr or gray; convert it, or store it as "
                     "another JPEG with --recode 95"
                 )
-            pixels = np.empty((*size, 3), np.uint8)
-            decode_image(data, pixels)
-            data = simplejpeg.encode_jpeg(pixels, self.recode, colorsubsampling="420")
+            with self.recoding if size[0] * size[1] > SMALL_PIXELS else nullcontext():
+                pixels = np.empty((*size, 3), np.uint8)
+                decode_image(data, pixels)
+                data = simplejpeg.encode_jpeg(pixels, self.recode, colorsubsampling="420")
+                del pixels
         check_size(*size[::-1])
         if (num_scans := count_scans(data)) > MAX_SCANS:
             raise DatasetError(
