@@ -24,8 +24,9 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 from tests.packing.odd_jpegs import ARITHMETIC, FOUR_FOUR_ONE, THREE_TO_ONE
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing import decode as decode_module
-from tinyvgg.packing.decode import FORMATS, MAX_PIXELS, decode_image, read_image_size
+from tinyvgg.packing.decode import FORMATS, decode_image, read_image_size
 from tinyvgg.packing.tiff_errors import IS_LISTENING
+from tinyvgg.shards.jpeg import MAX_PIXELS
 from tinyvgg.shards.memory import MemoryBudget
 
 

@@ -1,5 +1,6 @@
 """Format 2: packed JPEG files, what opening them checks, and what verifying them names."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.shards.damage import swap
+from tests.shards.damage import edit_manifest, swap
 from tinyvgg.errors import DatasetError, ShardError
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
@@ -263,3 +264,23 @@ def test_a_manifest_at_odds_with_itself_is_refused(
 def test_flags_that_contradict_each_other_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PackConfig(**{"source": Path("a"), "out": Path("b"), "encoding": "jpeg", **fields})
+
+
+@pytest.mark.parametrize("size", [(0, 5), (65_000, 65_000), (-1, -1), (70_000, 1)])
+def test_sizes_that_no_file_may_have_are_refused_before_memory_is_taken(
+    source: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    pack(source, tmp_path / "packed")
+    path = tmp_path / "packed" / "train-00000.sizes.npy"
+    sizes = np.load(path)
+    sizes[3] = size
+    np.save(path, sizes)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def claim(fields: dict[str, Any]) -> None:
+        fields["splits"]["train"]["shards"][0]["sizes_sha256"] = digest
+
+    edit_manifest(tmp_path / "packed", claim)
+
+    with pytest.raises(ShardError, match=r"sizes\.npy: sides of .* expected sides of 1 to 65,535"):
+        open_dataset(tmp_path / "packed")

@@ -39,6 +39,8 @@ from tinyvgg.errors import DatasetError
 from tinyvgg.packing.tiff_errors import tiff_errors_raised
 from tinyvgg.shards.jpeg import (
     JPEG_START,
+    MAX_PIXELS,
+    MAX_SIDE,
     decode_jpeg,
     decode_memory,
     decoding,
@@ -49,8 +51,6 @@ from tinyvgg.shards.jpeg import (
 # asked for a decoder that is not there, Pillow would import all it has.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF")
 PLUGINS = ("Jpeg", "Mpo", "Png", "Bmp", "Gif", "Ppm", "Tiff", "WebP", "Avif")  # Mpo: two JPEGs
-MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB: where Pillow begins to warn of bombs
-MAX_SIDE = 65_535  # of a JPEG, and of a shard's image
 NEEDED_SIZE = f"expected 1 to {MAX_PIXELS:,}, {MAX_SIDE:,} a side; scale it down or drop it"
 WORKING_BYTES = 24  # a pixel, at the worst: an animated WebP's canvases, then RGBA, RGB, an array
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF

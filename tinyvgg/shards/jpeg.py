@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from tinyvgg.shards.memory import MemoryBudget
 
+MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB: where Pillow begins to warn of bombs
+MAX_SIDE = 65_535  # of a JPEG, and of a shard's image
 MEMORY_BYTES = 2**30
 WORKING_BYTES = 11  # a pixel: RGB, and the coefficients of a progressive file
 JPEG_START = b"\xff\xd8"

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvgg.errors import ShardError, naming
+from tinyvgg.shards.jpeg import MAX_PIXELS, MAX_SIDE
 from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
     HEAD_BYTES,
@@ -28,8 +29,6 @@ from tinyvgg.shards.manifest import (
     shard_file_names,
 )
 from tinyvgg.shards.npy import WrittenFile, check_npy, npy_header, write_npy
-
-MAX_SIDE = 65_535
 
 
 class JpegFile(NamedTuple):
@@ -160,10 +159,11 @@ def read_sizes(folder: Path, record: ShardRecord) -> NDArray[np.int32]:
     """
     path = folder / record.sizes
     sizes = _read_array(path, (record.num_images, 2), "<i4", record.sizes_sha256)
-    if sizes.min() < 1 or sizes.max() > MAX_SIDE:
+    most = int(sizes.astype(np.int64).prod(axis=1).max())
+    if sizes.min() < 1 or sizes.max() > MAX_SIDE or most > MAX_PIXELS:
         raise ShardError(
-            f"{path}: sides of {sizes.min():,} to {sizes.max():,} pixels, expected 1 to "
-            f"{MAX_SIDE:,}; pack it again"
+            f"{path}: sides of {sizes.min():,} to {sizes.max():,} and up to {most:,} pixels, "
+            f"expected sides of 1 to {MAX_SIDE:,} and {MAX_PIXELS:,} pixels; pack it again"
         )
     return sizes.astype(np.int32, copy=False)
 
