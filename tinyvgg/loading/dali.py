@@ -37,7 +37,12 @@ from torch.utils.dlpack import from_dlpack
 
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading.batch import Batch, PixelPass
-from tinyvgg.loading.dali_graphs import PREFETCH, define_pipeline, define_view_pipeline
+from tinyvgg.loading.dali_graphs import (
+    PREFETCH,
+    define_pipeline,
+    define_view_pipeline,
+    wrap_images,
+)
 from tinyvgg.loading.host_kernel import copy_inside
 from tinyvgg.loading.pinned import AcceleratorRuntime, DevicePlan
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
@@ -169,10 +174,8 @@ class Feed(PlannedFeed):
             inputs.append(planned.flip[step].astype(np.int32))
         self.held[slot] = inputs
         self.next_iteration = iteration + 1
-        from nvidia.dali import tensors
-
         images = self.slots[slot].numpy()
-        return tensors.TensorListCPU(images, layout="HWC", is_pinned=self.is_pinned), *inputs
+        return wrap_images(images, is_pinned=self.is_pinned), *inputs
 
     def _gather(self, slot: int, rows: NDArray[np.int64]) -> None:
         """Copy rows of the split into a slot, when the device has read what was there."""

@@ -6,13 +6,15 @@ To:   images [b, H, W, 3] on the device.
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading.batch import PixelPass
 
 try:
-    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import Pipeline, fn, tensors, types
 except ImportError as error:
     raise BackendUnavailable(
         "backend 'dali' needs nvidia-dali, which is not installed; run "
@@ -96,6 +98,11 @@ def _normalize(images: Any, pixel_pass: PixelPass, arguments: dict[str, Any]) ->
     return fn.crop_mirror_normalize(
         images, dtype=DALI_TYPES[dtype], output_layout="HWC", **arguments
     )
+
+
+def wrap_images(images: NDArray[np.uint8], *, is_pinned: bool) -> Any:
+    """Return images, uint8 [b, H, W, 3], as an input of a pipeline, without a copy."""
+    return tensors.TensorListCPU(images, layout="HWC", is_pinned=is_pinned)
 
 
 def define_view_pipeline(

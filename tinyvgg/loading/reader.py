@@ -108,11 +108,12 @@ class ImageReader:
 
     def _decode(self, row: int, pixels: NDArray[np.uint8]) -> None:
         shard, place = self.split.find_row(row)
+        stored = shard.view_row(place)
         if shard.offsets is None:
-            pixels[:] = shard.images[place]
+            pixels[:] = stored
             return
         try:
-            decode_jpeg(shard.read_file(place), pixels)
+            decode_jpeg(stored.data, pixels)
         except ValueError as error:
             raise ShardError(
                 f"{self.split.folder / shard.record.images}: image {row:,} of split "

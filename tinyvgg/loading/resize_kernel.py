@@ -1,6 +1,6 @@
 """Resize on the host: a box of an image to uint8 pixels of another size, as Pillow's bilinear.
 
-From: `viewed`, which has the memory of an image, mapped or decoded, and the box to show.
+From: `reader`, which has the memory of an image, mapped or decoded, and the box to show.
 To:   the host kernel, which flips and normalizes.
 
 Pillow's arithmetic, bit for bit that of version 12.2 (`src/libImaging/Resample.c`): a triangle
@@ -92,8 +92,8 @@ def _weigh_pixels(
 def _list_weights(size, target):  # type: ignore[no-untyped-def]
     """Return where the pixels begin that each target pixel is made of, and their weights.
 
-    Each is made of the same number of pixels, some with a weight of 0: a loop of one length is
-    predicted by the processor, and takes half as long.
+    Each is made of the same number of pixels, some with a weight of 0: the processor predicts the
+    end of a loop of one length.
 
     Returns:
         starts int32 [target], weights int32 [target, count].
@@ -144,9 +144,7 @@ def resize_box(  # type: ignore[no-untyped-def]
     out = numba.carray(as_pointer(target), (target_height, 3 * target_width))
     starts, weights = _list_weights(box_width, target_width)
     row_bytes, count = out.shape[1], weights.shape[1]
-    narrow = np.empty(
-        (box_height, row_bytes + 4), np.uint8
-    )  # a line's last pixel has a fourth byte
+    narrow = np.empty((box_height, row_bytes + 4), np.uint8)  # room for a last fourth byte
     has_lines = box_height >= NUM_LINES
     stride = 3 * np.int64(width) if has_lines else np.int64(0)
     narrow_stride = np.int64(row_bytes + 4) if has_lines else np.int64(0)

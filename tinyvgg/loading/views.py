@@ -4,8 +4,9 @@ From: `plan`, which has a word for every image, and the stored sizes.
 To:   backends, which cut the box out and scale it to the batch's size.
 
 `resized-crop` is torchvision's RandomResizedCrop with draws of its own: the k-th number of an image
-is splitmix64 of `word + k * GOLDEN`, 4 numbers a try: area, aspect, top, left. Scalar code, since
-the exponential of a vector unit may differ by a bit between processors; golden values hold it.
+is splitmix64 of `word + k * GOLDEN` (which adds GOLDEN first), 4 numbers a try: area, aspect, top,
+left. Scalar code, since the exponential of a vector unit may differ by a bit between processors;
+golden values hold it.
 """
 
 import math
@@ -19,7 +20,7 @@ from tinyvgg.kernels import compile_kernel
 from tinyvgg.loading.config import LoaderConfig
 
 NUM_TRIES = 10  # then the largest box of an allowed aspect, in the middle; as torchvision
-GOLDEN = 0x9E3779B97F4A7C15  # of splitmix64 (Steele, Lea, Flood 2014)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # of splitmix64 (Steele, Lea, Flood 2014)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def find_shown_size(
 @compile_kernel
 def _draw(word, k):  # type: ignore[no-untyped-def]
     """Return the k-th number of a word, uint64."""
-    z = word + np.uint64(k) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+    z = word + np.uint64(k + 1) * GOLDEN
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -148,10 +148,12 @@ class Shard:
     offsets: NDArray[np.int64] | None = None
     sizes: NDArray[np.int32] | None = None
 
-    def read_file(self, row: int) -> memoryview:
-        """Return a JPEG file, mapped; valid as long as the shard is referenced."""
-        assert self.offsets is not None
-        return self.images[int(self.offsets[row]) : int(self.offsets[row + 1])].data
+    def view_row(self, row: int) -> NDArray[np.uint8]:
+        """Return a row as it is stored, mapped: uint8 [H, W, 3], or a JPEG file, uint8 [bytes]."""
+        if self.offsets is None:
+            image: NDArray[np.uint8] = self.images[row]
+            return image
+        return self.images[int(self.offsets[row]) : int(self.offsets[row + 1])]
 
     def read_image(self, row: int) -> NDArray[np.uint8]:
         """Return a copy of an image, uint8 [H, W, 3], RGB.
@@ -160,12 +162,11 @@ class Shard:
             ShardError: the JPEG file is damaged.
         """
         if self.sizes is None:
-            stored: NDArray[np.uint8] = self.images[row].copy()
-            return stored
+            return self.view_row(row).copy()
         pixels = np.empty((*self.sizes[row], 3), np.uint8)
         try:
             with decoding(pixels.size // 3):
-                decode_jpeg(self.read_file(row), pixels)
+                decode_jpeg(self.view_row(row).data, pixels)
         except ValueError as error:
             raise ShardError(
                 f"{self.record.images}: image {row:,} of the shard cannot be decoded ({error}); "
@@ -246,12 +247,9 @@ class Split:
         return np.concatenate(sizes) if sizes else np.zeros((0, 2), np.int32)
 
     def view_row(self, row: int) -> NDArray[np.uint8]:
-        """Return a row as it is stored, mapped: uint8 [H, W, 3], or a JPEG file, uint8 [bytes]."""
+        """Return a row as it is stored; see `Shard.view_row`."""
         shard, place = self.find_row(row)
-        if shard.offsets is None:
-            image: NDArray[np.uint8] = shard.images[place]
-            return image
-        return shard.images[int(shard.offsets[place]) : int(shard.offsets[place + 1])]
+        return shard.view_row(place)
 
     def find_row(self, row: int) -> tuple[Shard, int]:
         """Return the shard of a row of the split, and the row in that."""
