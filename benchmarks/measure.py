@@ -330,6 +330,7 @@ def write_record(
     arms = [
         {
             **asdict(measurement.arm),
+            **name_places(measurement.arm),
             "images_per_sec": measurement.images_per_sec,
             "quartiles": measurement.quartiles,
             "windows": measurement.windows,
@@ -339,6 +340,16 @@ def write_record(
         for measurement in measurements.values()
     ]
     return save_record(name, claim, machine, arms, bars)
+
+
+def name_places(arm: Arm) -> dict[str, Any]:
+    """Return options and interpreter of an arm for its record: of absolute paths only the names."""
+
+    def name_place(value: Any) -> Any:
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    options = {key: name_place(value) for key, value in arm.options.items()}
+    return {"options": options, "python": name_place(arm.python)}
 
 
 def save_record(
