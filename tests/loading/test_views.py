@@ -188,7 +188,8 @@ def test_a_view_that_shows_nothing_is_refused(fields: dict[str, Any], message: s
 
 
 def test_ranges_and_sizes_of_any_kind_become_tuples_and_integers() -> None:
-    config = LoaderConfig(crop_area=[0.5, 1], crop_aspect=np.array([1, 2]), size=np.int64(32))
+    given: dict[str, Any] = {"crop_area": [0.5, 1], "crop_aspect": np.array([1, 2])}
+    config = LoaderConfig(**given, size=np.int64(32))  # type: ignore[arg-type]
 
     assert (config.crop_area, config.crop_aspect, config.size) == ((0.5, 1.0), (1.0, 2.0), 32)
     assert isinstance(config.size, int)

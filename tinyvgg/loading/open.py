@@ -9,8 +9,8 @@ was asked for by name and cannot run is an error.
 
 import importlib.util
 import logging
-import math
 import os
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -86,18 +86,16 @@ def open_loader(
     batch_bytes = count_batch_bytes(opened, config.batch_size, view)
     if backend == "auto":
         backend, reason = choose_backend(
-            opened, math.prod(shape), target, is_whole=view is None, batch_bytes=batch_bytes
+            opened, target, is_whole=view is None, batch_bytes=batch_bytes
         )
         logger.info("backend %s for split %s: %s", backend, split, reason)
     elif backend == "dali":
         _check_dali(opened, batch_bytes, target)
     elif backend == "resident":
-        _check_resident(opened, math.prod(shape), target)
-    if backend == "resident" and view is not None:
-        raise BackendUnavailable(
-            "backend 'resident' holds whole images of one size, and no boxes of them; use "
-            "--backend torch, or dali"
-        )
+        _check_resident(opened, target)
+        if opened.is_jpeg:
+            needed = _gib(count_pixel_bytes(opened))
+            logger.info("backend resident for split %s: decodes it once, to %s", split, needed)
     source_class = _find_source(backend)
     source = source_class(opened, pixel_pass, target)
     return Loader(
@@ -144,12 +142,7 @@ def count_batch_bytes(split: Split, batch_size: int, view: View | None) -> int:
 
 
 def choose_backend(
-    split: Split,
-    image_bytes: int,
-    device: torch.device,
-    *,
-    is_whole: bool = True,
-    batch_bytes: int = 0,
+    split: Split, device: torch.device, *, is_whole: bool = True, batch_bytes: int = 0
 ) -> tuple[str, str]:
     """Return the backend that `auto` means for a split on a device, and why."""
     work = "decodes JPEG files" if split.is_jpeg else "cuts boxes out"
@@ -165,7 +158,7 @@ def choose_backend(
         return "torch", f"dali may need {_gib(batch_bytes)} for a batch of the largest images"
     if not is_whole:
         return "torch", f"nvidia-dali is not installed; it {work} with every core"
-    needed, free = split.num_images * image_bytes, _free_bytes(device)
+    needed, free = count_pixel_bytes(split), _free_bytes(device)
     if needed + SPARE_BYTES <= free:
         reason = f"nvidia-dali is not installed; {_gib(needed)} fit into {_gib(free)} free"
         return "resident", f"{reason} on {device}"
@@ -193,11 +186,9 @@ def _find_device(device: torch.device) -> torch.device:
         ) from error
 
 
-def _check_resident(split: Split, image_bytes: int, device: torch.device) -> None:
-    """Raise `BackendUnavailable` unless the split fits into the free memory of the device."""
-    if device.type != "cuda":
-        return
-    needed, free = split.num_images * image_bytes, _free_bytes(device)
+def _check_resident(split: Split, device: torch.device) -> None:
+    """Raise `BackendUnavailable` unless the split's pixels fit into the memory of the device."""
+    needed, free = count_pixel_bytes(split), _free_bytes(device)
     if needed > free:
         raise BackendUnavailable(
             f"backend 'resident' needs {_gib(needed)} on {device} for split {split.name!r}, "
@@ -207,10 +198,7 @@ def _check_resident(split: Split, image_bytes: int, device: torch.device) -> Non
 
 def _check_dali(split: Split, batch_bytes: int, device: torch.device) -> None:
     """Raise `BackendUnavailable` unless a batch of the largest images fits into free memory."""
-    if device.type == "cuda":
-        free = _free_bytes(device)
-    else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    free = _free_bytes(device)
     if batch_bytes > free:
         raise BackendUnavailable(
             f"backend 'dali' may need {_gib(batch_bytes)} for a batch of the largest images of "
@@ -218,8 +206,18 @@ def _check_dali(split: Split, batch_bytes: int, device: torch.device) -> None:
         )
 
 
+def count_pixel_bytes(split: Split) -> int:
+    """Return the bytes of a split's pixels, decoded."""
+    return 3 * int(split.sizes.astype(np.int64).prod(axis=1).sum())
+
+
 def _free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0]
+    """Return what is free on a CUDA device; elsewhere half of the memory that the host has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not hasattr(os, "sysconf"):  # Windows
+        return sys.maxsize
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _gib(num_bytes: int) -> str:
