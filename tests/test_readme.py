@@ -1,4 +1,4 @@
-"""The README: its examples run as they stand there, and it stays short."""
+"""The README and PYTHON.md: their examples run as they stand there; the README stays short."""
 
 import re
 import subprocess
@@ -12,11 +12,18 @@ import pytest
 from tinyvgg.shards.store import PackedDataset
 
 README = Path(__file__).parents[1] / "README.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-TITLES = ("fit and evaluate", "own network", "own transform", "own loop")
+PYTHON = README.parent / "tinyvgg" / "PYTHON.md"
+EXAMPLES = [
+    example
+    for path in (README, PYTHON)
+    for example in re.findall(
+        r"^```python\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+]
+TITLES = ("fit and evaluate", "own loop", "own network", "own transform")
 
 
-def test_the_readme_has_these_examples_and_under_250_lines() -> None:
+def test_there_are_these_examples_and_under_250_lines_of_readme() -> None:
     assert len(EXAMPLES) == len(TITLES)
     assert len(README.read_text("utf-8").splitlines()) < 250
     assert len([line for line in EXAMPLES[0].splitlines() if line]) <= 8
@@ -24,7 +31,7 @@ def test_the_readme_has_these_examples_and_under_250_lines() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=TITLES)
-def test_an_example_of_the_readme_runs_as_it_stands(
+def test_an_example_runs_as_it_stands(
     example: str, pack_arrays: Callable[..., PackedDataset], tmp_path: Path
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (36, 64, 64, 3)).astype(np.uint8)
