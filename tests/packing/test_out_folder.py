@@ -504,14 +504,20 @@ def test_a_full_disk_keeps_finished_shards_for_the_same_command(
         with pytest.raises(OSError, match="No space left on device"):
             pack(source, disk / "packed", shard_size=1)  # each file takes 4 KiB at least
         assert "shards are finished and stay; the same command goes on" in caplog.messages[-1]
-        before = {path.name: path.stat().st_ino for path in disk.glob("packed.partial/*.npy")}
+        before = {
+            path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+            for path in disk.glob("packed.partial/*.npy")
+        }
         assert len(before) > 40
 
         (disk / "other").unlink()
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
         pack(source, disk / "packed", shard_size=1)
 
-        after = {path.name: path.stat().st_ino for path in disk.glob("packed/*.npy")}
+        after = {
+            path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+            for path in disk.glob("packed/*.npy")
+        }
         assert before.items() <= after.items()
         assert sorted(path.name for path in disk.iterdir()) == ["packed"]
         assert verify_dataset(disk / "packed") == []

@@ -253,9 +253,11 @@ def test_a_signal_ends_pack_in_one_line_and_leaves_only_what_the_same_command_go
     assert [path.name for path in out.parent.iterdir()] == ["packed.partial"]
     assert {path.suffix for path in partial.iterdir()} == {"", ".npy"}  # finished, and the journal
     assert "shards are finished and stay; the same command goes on from" in errors
-    before = {path.name: path.stat().st_ino for path in partial.glob("*.npy")}
+    before = {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in partial.glob("*.npy")
+    }
     pack(source, out, shard_size=20)
-    after = {path.name: path.stat().st_ino for path in out.iterdir()}
+    after = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir()}
     assert before.items() <= after.items()
     assert verify_dataset(out) == []
 

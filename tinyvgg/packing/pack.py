@@ -176,9 +176,9 @@ def pack_part(config: PackConfig, start_split: StartSplit) -> PackedPart:
             pack.journal.begin(pack.header)
         if config.on_bad == "skip":
             pack.take_known_bad()
-        tasks = pack.plan()[index::num_parts]
-        num_others = pack.find_finished(tasks)
-        pack.say_resumed(len(tasks), num_others)
+        tasks = pack.plan_part(index, num_parts)
+        others = pack.find_finished(tasks)
+        pack.say_resumed(len(tasks), others)
         with pack.saying_what_stays(len(tasks)):
             found = pack.write(tasks)
     bad_files = [(show_path(p), reason) for split in SPLITS for p, reason in found[split].items()]
@@ -237,10 +237,10 @@ def _pack_all(pack: PartialPack, out: Path) -> list[ShardTask]:
     while True:
         _check_left(pack)
         tasks = pack.plan()
-        num_others = pack.find_finished(tasks)
+        others = pack.find_finished(tasks)
         if is_first:
             if not config.finish:
-                pack.say_resumed(len(tasks), num_others)
+                pack.say_resumed(len(tasks), others)
             pack.journal.remove_strays(pack.name_files(tasks))
             _check_space(out, pack.list_todo(tasks), pack.image)
             is_first = False

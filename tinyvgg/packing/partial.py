@@ -125,8 +125,18 @@ class PartialPack:
         """Return the shards of all images that are not known to be bad."""
         return plan_shards(self.list_left(), self.config.shard_size)
 
-    def find_finished(self, tasks: Sequence[ShardTask]) -> int:
-        """Take what is finished of some tasks; return how many are finished of other files."""
+    def plan_part(self, index: int, num_parts: int) -> list[ShardTask]:
+        """Return the shards of a part: which those are does not depend on bad files."""
+        places = self.find_places()
+        return [task for task in self.plan() if places[task.name] % num_parts == index]
+
+    def find_places(self) -> dict[str, int]:
+        """Return the place of each shard by its name, were no file bad."""
+        tasks = plan_shards(self.source.splits, self.config.shard_size)
+        return {task.name: place for place, task in enumerate(tasks)}
+
+    def find_finished(self, tasks: Sequence[ShardTask]) -> list[ShardTask]:
+        """Take what is finished of some tasks; return those that are finished of other files."""
         known = [task for task in tasks if task.name in self.journal.lines]
 
         def find(task: ShardTask) -> WrittenShard | None:
@@ -146,7 +156,7 @@ class PartialPack:
         for task in tasks:
             self.written.pop(task.name, None)
         self.written |= finished
-        return len(known) - len(finished)
+        return [task for task in known if task.name not in finished]
 
     def list_todo(self, tasks: Sequence[ShardTask]) -> list[ShardTask]:
         """Return the tasks whose shards are not finished."""
@@ -221,13 +231,19 @@ class PartialPack:
                 )
             raise
 
-    def say_resumed(self, num_shards: int, num_others: int) -> None:
-        """Say that there are shards of a run before, and whether the source changed since."""
-        if self.was_changed or num_others:
+    def say_resumed(self, num_shards: int, others: Sequence[ShardTask]) -> None:
+        """Say that there are shards of a run before, and whether the source changed since.
+
+        Args:
+            num_shards: that are to be packed, with those.
+            others: those that hold other files; bad files move some, too.
+        """
+        is_moved = [bool(self.bad_files[task.split]) for task in others]
+        if self.was_changed or not all(is_moved):
             logger.warning(
                 "%s: changed since %s was begun: %s of its shards hold the same files and are "
                 "kept, %s are packed again",
-                *(self.source.name, self.folder, f"{len(self.written):,}", f"{num_others:,}"),
+                *(self.source.name, self.folder, f"{len(self.written):,}", f"{len(others):,}"),
             )
         elif self.written:
             logger.warning(

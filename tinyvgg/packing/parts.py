@@ -18,7 +18,7 @@ from tinyvgg.packing.journal import JOURNAL
 from tinyvgg.packing.locking import hold_lock
 from tinyvgg.packing.partial import PartialPack
 from tinyvgg.packing.roots import listed
-from tinyvgg.packing.tasks import ShardTask, plan_shards
+from tinyvgg.packing.tasks import ShardTask
 
 PART = re.compile(r"part-([0-9]+)-of-([0-9]+)")
 
@@ -58,13 +58,12 @@ def check_parts(pack: PartialPack) -> None:
     Raises:
         DatasetError: some are missing, or of files that changed since, or bad files stand in them.
     """
-    planned = plan_shards(pack.source.splits, pack.config.shard_size)
-    places = {task.name: place for place, task in enumerate(planned)}
+    planned = pack.plan()
     missing = [task for task in planned if task.name not in pack.journal.shards]
     if missing:
         raise DatasetError(
             f"{pack.folder}: {len(missing):,} of {len(planned):,} shards are not packed yet "
-            f"({listed(task.name for task in missing)}); run {_name_parts(pack, missing, places)}"
+            f"({listed(task.name for task in missing)}); run {_name_parts(pack, missing)}"
         )
     if pack.config.on_bad == "fail":
         pack.take_known_bad()
@@ -86,15 +85,16 @@ def check_parts(pack: PartialPack) -> None:
         raise DatasetError(
             f"{pack.folder}: {len(others):,} of {len(tasks):,} shards are damaged, or of files "
             f"that changed since they were packed ({listed(task.name for task in others)}); run "
-            f"{_name_parts(pack, others, places)} again"
+            f"{_name_parts(pack, others)} again"
         )
 
 
-def _name_parts(pack: PartialPack, tasks: list[ShardTask], places: dict[str, int]) -> str:
+def _name_parts(pack: PartialPack, tasks: list[ShardTask]) -> str:
     """Name the parts that shards belong to: '--part 0/4 and --part 3/4'."""
     counts = {int(found[2]) for found in map(PART.match, pack.journal.writers) if found}
     if len(counts) != 1:
         return "its part"
     (num_parts,) = counts
+    places = pack.find_places()
     numbers = sorted({places[task.name] % num_parts for task in tasks})
     return listed(f"--part {number}/{num_parts}" for number in numbers)
