@@ -12,9 +12,11 @@ what it costs is that task's work, and Ray's time to notice (`RAY_health_check_*
 import logging
 import os
 import platform
+import re
 import secrets
 import shutil
 import signal
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +39,7 @@ from tinyvgg.shards.manifest import AnyFormat
 MAX_RETRIES = 5  # of a task whose worker dies: a node that is lost costs one
 TASKS_A_CORE = 3  # handed to the cluster at once: one at work, the others on their way
 WAIT_SEC = 0.2
+PROBE_SEC = 10
 STORE_BYTES = 100 * 2**20  # of a cluster of our own; a task is some 100 bytes an image
 
 
@@ -213,9 +216,13 @@ def _connect(config: PackConfig, ray: Any) -> None:
         own = {"num_cpus": config.workers or None, "object_store_memory": STORE_BYTES}
         options |= {"include_dashboard": False, **own}
     try:
+        if found := re.fullmatch(r"(?:ray://)?(.+):([0-9]+)", config.address or ""):
+            where = found[1].strip("[]"), int(found[2])
+            socket.create_connection(where, PROBE_SEC).close()  # Ray itself tries for minutes
         ray.init(address=config.address or "local", **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        text = str(error).strip().splitlines()
+    except (OSError, ValueError, RuntimeError) as error:
+        what = getattr(error, "strerror", None) or str(error)
+        text = what.strip().splitlines()
         raise BackendUnavailable(
             f"engine 'ray': {config.address or 'a local cluster'}: "
             f"{text[0] if text else type(error).__name__}; start it with 'ray start --head', or "
