@@ -13,7 +13,6 @@ packs one of N parts into OUT.partial.
 
 import contextlib
 import logging
-import math
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -42,20 +41,15 @@ from tinyvgg.packing.out_folder import (
 from tinyvgg.packing.partial import PartialPack, StartSplit, num_cores
 from tinyvgg.packing.parts import check_parts, hold_part, name_part, refuse_running_parts
 from tinyvgg.packing.ray_tasks import check_ray
+from tinyvgg.packing.records import make_manifest
 from tinyvgg.packing.sizes import find_image_format
-from tinyvgg.packing.tasks import ShardTask, WrittenShard
+from tinyvgg.packing.tasks import ShardTask
 from tinyvgg.shards.manifest import (
     SPLITS,
     AnyFormat,
-    ClassRecord,
     ImageFormat,
     JpegFormat,
     Manifest,
-    RecodedFile,
-    SkippedFile,
-    SourceRecord,
-    SplitRecord,
-    Splits,
 )
 from tinyvgg.shards.store import write_manifest
 
@@ -118,7 +112,7 @@ def pack_images(config: PackConfig, start_split: StartSplit) -> Manifest:
             pack = PartialPack(partial, config, source, image, start_split, "whole")
             packs.append(pack)
             tasks = _pack_all(pack, out)
-            manifest = write_manifest(partial, _make_manifest(pack, tasks))
+            manifest = write_manifest(partial, make_manifest(pack, tasks))
             publish(partial, out)
         _warn_of_equal(pack, tasks)
     return manifest
@@ -252,7 +246,7 @@ def _pack_all(pack: PartialPack, out: Path) -> list[ShardTask]:
             pack.journal.remove_strays(pack.name_files(tasks))
             return tasks
         if config.on_bad == "fail":
-            bad_files = [file for split in SPLITS for file in _list_bad(pack, split)]
+            bad_files = [file for split in SPLITS for file in pack.list_bad(split)]
             remedy = "mend or remove them, or leave them out with --on-bad skip"
             raise DatasetError(bad_files_text(pack.source.name, bad_files, remedy))
 
@@ -281,22 +275,10 @@ def _refuse_other_options(pack: PartialPack) -> None:
         )
 
 
-def _list_bad(pack: PartialPack, split: str) -> list[tuple[str, str]]:
-    """Return path and reason of the bad files of a split, as they are shown, in its order."""
-    bad_files = pack.bad_files[split]
-    if not bad_files:
-        return []
-    return [
-        (show_path(image.path), bad_files[image.path])
-        for image in pack.source.splits[split]
-        if image.path in bad_files
-    ]
-
-
 def _check_left(pack: PartialPack) -> None:
     """Refuse to skip all of a class, or most of a split."""
     for split, left in pack.list_left().items():
-        images, reasons = pack.source.splits[split], _list_bad(pack, split)
+        images, reasons = pack.source.splits[split], pack.list_bad(split)
         if not reasons:
             continue
         without = {image.label for image in images} - {image.label for image in left}
@@ -328,45 +310,6 @@ def _check_space(out: Path, todo: Sequence[ShardTask], image: AnyFormat) -> None
         )
 
 
-def _make_manifest(pack: PartialPack, tasks: Sequence[ShardTask]) -> Manifest:
-    config, source = pack.config, pack.source
-    shards = {split: [pack.written[t.name] for t in tasks if t.split == split] for split in SPLITS}
-    classes = [
-        ClassRecord(folder=show_path(folder), words=words)
-        for folder, words in zip(source.class_folders, source.class_words, strict=True)
-    ]
-    sizes = {size for written in shards.values() for shard in written for size in shard.sizes}
-    image = pack.image
-    if isinstance(image, JpegFormat) and len(sizes) == 1:
-        ((height, width),) = sizes
-        image = JpegFormat(height=height, width=width)
-    records = {split: _make_record(shards[split], _list_bad(pack, split)) for split in SPLITS}
-    return Manifest(
-        format=1 if config.encoding == "raw" else 2,
-        image=image,
-        classes=classes,
-        splits=Splits(**records),
-        source=_record_source(config, source),
-    )
-
-
-def _make_record(shards: list[WrittenShard], skipped: list[tuple[str, str]]) -> SplitRecord:
-    sums = np.sum([shard.sums for shard in shards], axis=0)
-    mean, std = _mean_std(sums, sum(shard.num_pixels for shard in shards))
-    records = [shard.record for shard in shards if shard.record is not None]
-    recoded = [
-        RecodedFile(path=path, reason=reason) for shard in shards for path, reason in shard.recoded
-    ]
-    return SplitRecord(
-        num_images=sum(record.num_images for record in records),
-        mean=mean,
-        std=std,
-        shards=records,
-        skipped=[SkippedFile(path=path, reason=reason) for path, reason in skipped],
-        recoded=recoded or None,
-    )
-
-
 def _warn_of_equal(pack: PartialPack, tasks: Sequence[ShardTask]) -> None:
     """Count the packed val images whose files are those of train images, byte for byte."""
     images: dict[str, list[SourceImage]] = {}
@@ -385,24 +328,3 @@ def _warn_of_equal(pack: PartialPack, tasks: Sequence[ShardTask]) -> None:
             f"{len(images['val']):,}",
             ", ".join(map(show_path, paths[:3])) + (", …" if len(paths) > 3 else ""),
         )
-
-
-def _record_source(config: PackConfig, source: ImageSource) -> SourceRecord | None:
-    """Return what the manifest says of the source; None where it is plain."""
-    if config.val_share is None and not source.unpacked:
-        return None
-    return SourceRecord(
-        val_share=config.val_share,
-        val_seed=None if config.val_share is None else config.seed,
-        unpacked=source.unpacked or None,
-    )
-
-
-def _mean_std(sums: NDArray[np.int64], num_pixels: int) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel on the 0-to-1 scale, from exact sums."""
-    mean, std = [], []
-    for total, squares in zip(*sums.tolist(), strict=True):
-        mean.append(total / (255 * num_pixels))
-        variance = num_pixels * squares - total * total  # of integers: no cancellation
-        std.append(math.sqrt(variance) / (255 * num_pixels))
-    return mean, std

@@ -27,7 +27,7 @@ import simplejpeg
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.encoders import make_encoder
-from tinyvgg.packing.folders import ImageSource, SourceImage
+from tinyvgg.packing.folders import ImageSource, SourceImage, show_path
 from tinyvgg.packing.interrupts import run_interruptible
 from tinyvgg.packing.journal import WRITING, Header, Journal
 from tinyvgg.packing.ray_tasks import open_ray
@@ -120,6 +120,17 @@ class PartialPack:
             else images
             for split, images in self.source.splits.items()
         }
+
+    def list_bad(self, split: str) -> list[tuple[str, str]]:
+        """Return path and reason of the bad files of a split, as they are shown, in its order."""
+        bad_files = self.bad_files[split]
+        if not bad_files:
+            return []
+        return [
+            (show_path(image.path), bad_files[image.path])
+            for image in self.source.splits[split]
+            if image.path in bad_files
+        ]
 
     def plan(self) -> list[ShardTask]:
         """Return the shards of all images that are not known to be bad."""
