@@ -239,6 +239,21 @@ def test_a_whole_pack_takes_over_what_parts_have_finished(source: Path, out: Pat
     assert {name: identify(out / name) for name in before} == before
 
 
+@pytest.mark.parametrize("fault", ["bad image", "other options"])
+def test_a_whole_pack_that_fails_leaves_what_parts_have_packed(
+    source: Path, out: Path, fault: str
+) -> None:
+    pack_one(source, out, "0/2", shard_size=2)
+    before = list_finished(out.with_name("packed.partial"))
+    if fault == "bad image":  # of the other part
+        (source / "val/bee/001.png").write_bytes(b"no image")
+
+    with pytest.raises(DatasetError, match=r"1 bad files|begun with --shard-size 2, now it is 3"):
+        pack(source, out, shard_size=2 if fault == "bad image" else 3)
+
+    assert before.items() <= list_finished(out.with_name("packed.partial")).items()
+
+
 def test_nobody_makes_out_while_a_part_is_packed(source: Path, out: Path) -> None:
     pack_one(source, out, "0/2", shard_size=2)
     lock = out.with_name("packed.partial") / "journal/part-1-of-2"

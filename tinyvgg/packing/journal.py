@@ -140,6 +140,11 @@ class Journal:
         """Who wrote: "whole", "part-2-of-4"."""
         return sorted(path.stem for path in (self.folder / JOURNAL).glob("*.jsonl"))
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether a part wrote one of the journals."""
+        return any(writer.startswith("part-") for writer in self.writers)
+
     def begin(self, header: Header) -> None:
         """Write the first line of a journal that has none yet, and cut off a torn last one."""
         data = self.path.read_bytes() if self.path.exists() else b""

@@ -107,7 +107,7 @@ def pack_images(config: PackConfig, start_split: StartSplit) -> Manifest:
         image = _find_format(config, source)
         if config.finish and not partial.exists():
             raise DatasetError(f"{partial}: no such folder; pack the parts first, with --part I/N")
-        with _removing_what_is_of_no_use(partial, config) as packs:
+        with _removing_what_is_of_no_use(partial) as packs:
             partial.mkdir(parents=True, exist_ok=True)
             pack = PartialPack(partial, config, source, image, start_split, "whole")
             packs.append(pack)
@@ -119,10 +119,10 @@ def pack_images(config: PackConfig, start_split: StartSplit) -> Manifest:
 
 
 @contextlib.contextmanager
-def _removing_what_is_of_no_use(partial: Path, config: PackConfig) -> Iterator[list[PartialPack]]:
+def _removing_what_is_of_no_use(partial: Path) -> Iterator[list[PartialPack]]:
     """Remove OUT.partial on an error, unless shards in it are finished and no image is bad.
 
-    `--finish` removes nothing: what is there is that of parts.
+    What parts have packed stays in any case.
     """
     packs: list[PartialPack] = []
     try:
@@ -131,8 +131,8 @@ def _removing_what_is_of_no_use(partial: Path, config: PackConfig) -> Iterator[l
         is_used = any((partial / JOURNAL).glob("*.jsonl"))
         for pack in packs:
             is_bad = isinstance(error, DatasetError) and any(pack.bad_files.values())
-            is_used = bool(pack.journal.lines) and not is_bad
-        if not config.finish and not is_used:
+            is_used = pack.journal.has_parts or (bool(pack.journal.lines) and not is_bad)
+        if not is_used:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -253,7 +253,7 @@ def _pack_all(pack: PartialPack, out: Path) -> list[ShardTask]:
 
 def _prepare(pack: PartialPack) -> None:
     """Take over what is in OUT.partial, or refuse it, or remove it."""
-    if pack.config.finish:
+    if pack.journal.has_parts:
         _refuse_other_options(pack)
     elif other := pack.find_other_option():
         logger.warning(
