@@ -14,7 +14,7 @@ from tests.packing.kills import write_jpegs
 from tests.packing.sources import contents, pack
 from tinyvgg.errors import BackendUnavailable
 
-HAS_RAY = find_spec("ray") is not None
+HAS_RAY = getattr(find_spec("ray"), "origin", None) is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="NOT RUN: ray is not installed")
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,7 +36,12 @@ def isolate(*command: object, timeout: int) -> "subprocess.CompletedProcess[str]
 
 
 @pytest.mark.skipif(HAS_RAY, reason="NOT RUN: ray is installed")
-def test_without_ray_one_line_says_what_to_install(source: Path, out: Path) -> None:
+def test_without_ray_one_line_says_what_to_install(
+    source: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ray").mkdir()  # no package
+    monkeypatch.syspath_prepend(tmp_path)
+
     with pytest.raises(BackendUnavailable, match=r"engine 'ray' needs ray, which is not installed"):
         pack(source, out, engine="ray")
 

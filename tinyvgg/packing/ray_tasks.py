@@ -177,7 +177,8 @@ def check_ray() -> None:
     Raises:
         BackendUnavailable: it is not.
     """
-    if find_spec("ray") is None:
+    spec = find_spec("ray")
+    if spec is None or spec.origin is None:  # a folder of that name is no package
         raise BackendUnavailable(
             "engine 'ray' needs ray, which is not installed; run pip install 'tinyvgg[ray]', or "
             "use --engine threads"
