@@ -38,7 +38,8 @@ def identify(path: Path) -> File:
 def list_finished(partial: Path) -> dict[str, File]:
     """Return the images of every shard that the journals call finished, and which file it is."""
     found = {}
-    for path in partial.glob("journal/*.jsonl"):
+    beside = partial.with_name(f"{partial.name}-journal")  # for the moment before it is OUT
+    for path in [*partial.glob("journal/*.jsonl"), *beside.glob("*.jsonl")]:
         for line in path.read_bytes().split(b"\n")[:-1]:
             fields = json.loads(line)
             if fields["kind"] == "finished":
