@@ -31,7 +31,7 @@ from tinyvgg.bench.windows import Work
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Normalization, PixelPass
 from tinyvgg.loading.host_kernel import HostKernel
-from tinyvgg.loading.resize_kernel import resize_box
+from tinyvgg.loading.resize_kernel import normalize_box
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
 from tinyvgg.shards.jpeg import decode_jpeg
@@ -180,13 +180,10 @@ def pass_alone(packed: str, size: int | None) -> Work:
             kernel.write(addresses[chosen], dy[chosen], dx[chosen], flip[chosen], out,
                          is_augmented=True)  # fmt: skip
             return
-        images = np.empty((len(rows), size, 3 * size), np.uint8)
+        lines = out.view(len(rows), size, 3 * size).numpy()
         for place, row in enumerate(rows):
-            target = images[place].ctypes.data
-            resize_box(int(addresses[row]), widths[row], *boxes[row], target, size, size)
-        zeros = np.zeros(len(rows), np.int32)
-        kernel.write(images.ctypes.data + np.arange(len(rows)) * images.strides[0],
-                     zeros, zeros, flip[chosen], out, is_augmented=True)  # fmt: skip
+            normalize_box(int(addresses[row]), widths[row], *boxes[row], lines[place],
+                          flip[row], kernel.scale_row, kernel.shift_row)  # fmt: skip
 
     work = on_threads(transform, count)
     work.keep = decoded  # type: ignore[attr-defined]

@@ -142,8 +142,11 @@ def test_jpeg_files_give_the_cpus_pixels_nearly_and_its_ids_exactly(
     config = LoaderConfig(backend="torch", batch_size=5, drop_last=False, seed=3, **view)
     expected = open_loader(photographs, "train", config, dtype=torch.uint8)
 
-    # nvJPEG rounds otherwise; `torch` decodes on the host. First tolerances, tried on no GPU yet
-    mean, most = (0.0, 0) if backend == "torch" else (0.5, 16)
+    # nvJPEG rounds otherwise, and where `torch` calls it repeats the nearest chroma; first
+    # tolerances, tried on no GPU yet
+    mean, most = (1.5, 96) if backend == "torch" else (0.5, 16)
+    if not HAS_GPU and backend == "torch":  # the host decodes
+        mean, most = 0.0, 0
     for batch, other in zip(found.epoch(1), expected.epoch(1), strict=True):
         difference = (batch.images.cpu().int() - other.images.int()).abs()
         assert difference.float().mean() <= mean

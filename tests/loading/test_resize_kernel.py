@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tinyvgg.loading.resize_kernel import resize_box
+from tinyvgg.loading.resize_kernel import normalize_box, resize_box
 
 
 def resize(
@@ -90,3 +90,21 @@ def test_it_is_within_a_level_of_pillow_and_a_tenth_on_average() -> None:
         differences.append(np.abs(found.astype(int) - expected))
     assert max(difference.max() for difference in differences) <= 1
     assert np.mean([difference.mean() for difference in differences]) <= 0.1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("box", [(3, 5, 40, 50), (0, 0, 3, 60), (7, 8, 17, 31), (0, 0, 50, 60)])
+def test_one_pass_equals_resizing_then_normalizing(
+    box: tuple[int, int, int, int], flip: bool
+) -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (51, 60, 3), np.uint8)
+    scale_row = np.tile(np.array([0.01, 0.02, 0.03], np.float32), 31)
+    shift_row = np.tile(np.array([-1.5, 0.25, 2.0], np.float32), 31)
+    found = np.empty((17, 3 * 31), np.float32)
+
+    normalize_box(pixels.ctypes.data, 60, *box, found, flip, scale_row, shift_row)
+
+    resized = resize(pixels, box, (17, 31))
+    shown = resized[:, ::-1] if flip else resized
+    expected = shown.reshape(17, -1).astype(np.float32) * scale_row + shift_row
+    assert np.array_equal(found, expected)

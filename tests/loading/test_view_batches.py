@@ -25,7 +25,10 @@ from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.loading.batch import Batch, PixelPass
 from tinyvgg.loading.loader import Loader
+from tinyvgg.loading.open import count_batch_bytes
 from tinyvgg.loading.pinned import PinnedSource
+from tinyvgg.loading.resident import ResidentSource
+from tinyvgg.loading.views import choose_view
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
 from tinyvgg.shards.store import PackedDataset, open_dataset
@@ -195,6 +198,76 @@ def test_images_of_several_sizes_need_a_size(dataset: PackedDataset) -> None:
         open_loader(dataset, "train", LoaderConfig(batch_size=5))
 
 
-def test_resident_holds_no_boxes_and_says_what_does(dataset: PackedDataset) -> None:
-    with pytest.raises(BackendUnavailable, match=r"backend 'resident' holds whole images .* torch"):
+@every_dtype
+def test_resident_pixels_give_what_torch_gives(dataset: PackedDataset, dtype: torch.dtype) -> None:
+    for split in ("train", "val"):
+        loaders = [open_view(dataset, b, split, dtype) for b in ("torch", "resident")]
+        expected, found = (read_epochs(loader, range(2)) for loader in loaders)
+        assert_same(found, expected)
+        for loader in loaders:
+            loader.set_size(32)
+        expected, found = ([keep(batch) for batch in loader.epoch(2)] for loader in loaders)
+        assert_same(found, expected)
+
+
+def test_boxes_that_are_cut_out_on_the_device_are_those_of_the_host(dataset: PackedDataset) -> None:
+    loader = open_view(dataset, "resident")
+    assert isinstance(loader.source, ResidentSource)
+    epoch = loader.plan(loader.state)
+    assert epoch.boxes is not None
+
+    for step, batch in enumerate(open_view(dataset, "torch", flip=False).epoch(0)):
+        shown = loader.source.cut_boxes(epoch.rows[step], epoch.boxes[step], (SIZE, SIZE))
+        difference = (shown.permute(0, 3, 1, 2).int() - batch.images.int()).abs()
+        assert difference.max() <= 1
+        assert difference.float().mean() < 0.2
+
+
+def test_resident_that_does_not_fit_is_refused(
+    dataset: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sysconf", lambda name: 1)
+
+    with pytest.raises(BackendUnavailable, match=r"resident' needs 0\.00 GiB on cpu .* torch"):
         open_view(dataset, "resident")
+
+
+def test_dali_whose_batches_may_not_fit_is_refused(
+    dataset: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sysconf", lambda name: 1)
+
+    with pytest.raises(BackendUnavailable, match=r"dali' may need 0\.00 GiB for a batch .* torch"):
+        open_view(dataset, "dali")
+
+
+def test_batches_of_the_largest_images_are_counted(dataset: PackedDataset) -> None:
+    pixels = sorted(dataset.train.sizes.astype(int).prod(axis=1).tolist())
+    view = choose_view(LoaderConfig(), None, is_augmented=True)
+
+    assert count_batch_bytes(dataset.train, 2, view) == 9 * sum(pixels[-2:])
+    assert count_batch_bytes(dataset.train, 2, None) == 0
+
+
+@pytest.mark.parametrize("backend", VIEW_BACKENDS)
+def test_large_images_of_one_size_are_scaled_as_they_are_read(backend: str, tmp_path: Path) -> None:
+    pixels = np.zeros((1000, 1100, 3), np.uint8)
+    pixels[:500], pixels[:, 550:, 1] = (200, 10, 90), 120
+    for split in ("train", "val"):
+        (tmp_path / "source" / split / "a").mkdir(parents=True)
+        data = simplejpeg.encode_jpeg(pixels, 95)
+        (tmp_path / "source" / split / "a" / "0.jpg").write_bytes(data)
+    config = PackConfig(source=tmp_path / "source", out=tmp_path / "packed", encoding="jpeg")
+    pack_images(config, lambda split, num_images: lambda num_done: None)
+    dataset = open_dataset(tmp_path / "packed")
+
+    loader = open_view(dataset, backend, "val", view=None, batch_size=1, size=20)
+    (batch,) = loader.epoch(0)
+
+    assert loader.image_size == (20, 22)
+    stored, _ = dataset.split("val")[0]
+    expected = Image.fromarray(stored).resize((22, 20), Image.Resampling.BILINEAR)
+    shown = batch.images[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(shown - np.asarray(expected)).max() <= (1 if backend == "torch" else 4)
+    with pytest.raises(ValueError, match="resized-crop or center for 1100x1000, got 'crop'"):
+        open_view(dataset, backend, view="crop", batch_size=1)

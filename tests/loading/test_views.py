@@ -15,6 +15,8 @@ from tinyvgg.loading.views import View, choose_view, find_shown_size
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 DRAWN = View("resized-crop", AREA, ASPECT, 0.875)
 CENTER = View("center", AREA, ASPECT, 0.875)
+WHOLE = View("whole", AREA, ASPECT, 0.875)
+SMALL, LARGE = (64, 64), (3000, 4000)
 MASK = 2**64 - 1
 # (height, width) and word; two shapes that no drawn box fits
 GOLDEN = [
@@ -129,33 +131,37 @@ def test_the_center_is_a_square_of_a_share_of_the_shorter_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("view", "is_one_size", "is_augmented", "expected"),
+    ("view", "stored", "is_augmented", "expected"),
     [
-        (None, True, True, None),
-        (None, True, False, None),
-        (None, False, True, "resized-crop"),
-        (None, False, False, "center"),
-        ("crop", True, True, None),
-        ("resized-crop", True, True, "resized-crop"),
-        ("resized-crop", True, False, None),
-        ("resized-crop", False, False, "center"),
-        ("center", True, True, "center"),
-        ("center", True, False, "center"),
+        (None, SMALL, True, None),
+        (None, SMALL, False, None),
+        (None, None, True, "resized-crop"),
+        (None, None, False, "center"),
+        (None, LARGE, True, "resized-crop"),
+        (None, LARGE, False, "whole"),
+        ("crop", SMALL, True, None),
+        ("crop", LARGE, False, "whole"),
+        ("resized-crop", SMALL, True, "resized-crop"),
+        ("resized-crop", SMALL, False, None),
+        ("resized-crop", None, False, "center"),
+        ("center", SMALL, True, "center"),
+        ("center", SMALL, False, "center"),
+        ("center", LARGE, True, "center"),
     ],
 )
 def test_the_view_of_a_loader(
-    view: Any, is_one_size: bool, is_augmented: bool, expected: str | None
+    view: Any, stored: tuple[int, int] | None, is_augmented: bool, expected: str | None
 ) -> None:
-    config = LoaderConfig(view=view)
-
-    chosen = choose_view(config, is_one_size=is_one_size, is_augmented=is_augmented)
+    chosen = choose_view(LoaderConfig(view=view), stored, is_augmented=is_augmented)
 
     assert (chosen and chosen.kind) == expected
 
 
-def test_images_of_several_sizes_are_not_cropped_by_pixels_and_need_a_size() -> None:
+def test_images_of_several_sizes_and_large_ones_are_not_cropped_by_pixels() -> None:
     with pytest.raises(ValueError, match="view must be resized-crop or center for images of sev"):
-        choose_view(LoaderConfig(view="crop"), is_one_size=False, is_augmented=True)
+        choose_view(LoaderConfig(view="crop"), None, is_augmented=True)
+    with pytest.raises(ValueError, match="resized-crop or center for 4000x3000, got 'crop'"):
+        choose_view(LoaderConfig(view="crop"), LARGE, is_augmented=True)
     with pytest.raises(ValueError, match="size must be given for images of several sizes, 224"):
         find_shown_size(None, None, CENTER)
 
@@ -167,12 +173,30 @@ def test_images_of_several_sizes_are_not_cropped_by_pixels_and_need_a_size() -> 
         ({"crop_area": (0, 1)}, r"crop_area must be two numbers above 0 and up to 1, .*\(0, 1\)"),
         ({"crop_area": (0.5, 0.2)}, "crop_area must be two numbers above 0 and up to 1, smaller"),
         ({"crop_aspect": (1, 200)}, "crop_aspect must be two numbers above 0 and up to 100"),
+        ({"crop_area": (0.1, 0.2, 0.3)}, "crop_area must be two numbers above 0 and up to 1"),
+        ({"crop_aspect": 1.0}, "crop_aspect must be two numbers above 0 and up to 100"),
+        ({"crop_aspect": ("a", "b")}, "crop_aspect must be two numbers above 0 and up to 100"),
+        ({"size": 2.5}, "size must be a whole number from 1 to 65,535 pixels, got 2.5"),
+        ({"size": 10**9}, "size must be a whole number from 1 to 65,535 pixels, got 1000000000"),
+        ({"size": 0}, "size must be a whole number from 1 to 65,535 pixels, got 0"),
         ({"center_share": 1.5}, "center_share must be above 0 and at most 1, got 1.5"),
     ],
 )
 def test_a_view_that_shows_nothing_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LoaderConfig(**fields)
+
+
+def test_ranges_and_sizes_of_any_kind_become_tuples_and_integers() -> None:
+    given: dict[str, Any] = {"crop_area": [0.5, 1], "crop_aspect": np.array([1, 2])}
+    config = LoaderConfig(**given, size=np.int64(32))  # type: ignore[arg-type]
+
+    assert (config.crop_area, config.crop_aspect, config.size) == ((0.5, 1.0), (1.0, 2.0), 32)
+    assert isinstance(config.size, int)
+
+
+def test_a_whole_view_is_the_image() -> None:
+    assert boxes_of(WHOLE, [1, 2], [(300, 400), (5, 7)]) == [[0, 0, 300, 400], [0, 0, 5, 7]]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +207,8 @@ def test_a_view_that_shows_nothing_is_refused(fields: dict[str, Any], message: s
         ((64, 48), None, CENTER, (48, 48)),
         ((64, 48), 224, DRAWN, (224, 224)),
         (None, 224, CENTER, (224, 224)),
+        ((3000, 4000), None, WHOLE, (3000, 4000)),
+        ((3000, 4000), 224, WHOLE, (224, 299)),
     ],
 )
 def test_the_size_of_what_is_shown(

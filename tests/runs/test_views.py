@@ -15,6 +15,7 @@ from tinyvgg.inference.trained import note_preprocessing
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.pack import pack_images
 from tinyvgg.shards.store import PackedDataset, open_dataset
+from tinyvgg.training.build import check_network, check_sizes
 from tinyvgg.training.config import Recipe
 
 
@@ -84,3 +85,23 @@ def test_stored_images_of_one_size_take_the_views_too(
 
     assert {record.pixels for record in run.history} == {32}
     assert evaluate(run.model, color_dataset).loss == run.history[-1].val_loss
+
+
+def test_the_size_of_what_is_scored_is_checked_before_training(
+    pack_arrays: Callable[..., PackedDataset], make_recipe: Callable[..., Recipe]
+) -> None:
+    images, labels = np.zeros((4, 64, 256, 3), np.uint8), np.arange(4) % 2
+    wide = pack_arrays("wide", images, labels, images, labels)
+    recipe = make_recipe(arch="vgg_net", view="resized-crop", size=64, sizes=(), size_shares=())
+
+    with pytest.raises(ValueError, match="images are 256x64 pixels, vgg_net takes"):
+        check_sizes(recipe, wide)
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 2))
+    with pytest.raises(ValueError, match="model must take the whole images that are scored, canno"):
+        check_network(flat, recipe, wide)
+    check_sizes(replace(recipe, view="center"), wide)
+
+
+def test_images_of_several_sizes_are_not_scored_without_pixels(photographs: PackedDataset) -> None:
+    with pytest.raises(ValueError, match="pixels must be given for images of several sizes, 224"):
+        evaluate(torch.nn.Flatten(), photographs)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.packing.odd_jpegs import FOUR_FOUR_ONE, THREE_TO_ONE
 from tests.shards.damage import edit_manifest, swap
 from tinyvgg.errors import DatasetError, ShardError
 from tinyvgg.packing.config import PackConfig
@@ -149,6 +150,30 @@ def test_what_is_no_plain_jpeg_is_named_or_recoded(
     skipped = pack(source, tmp_path / "without", on_bad="skip").splits.train
     assert [file.path for file in skipped.skipped] == ["train/a/3.jpg"]
     assert skipped.num_images == 9
+
+
+def test_why_libjpeg_has_no_name_for_a_file_is_said(source: Path, tmp_path: Path) -> None:
+    (source / "train" / "a" / "0.jpg").write_bytes(THREE_TO_ONE)
+    (source / "train" / "a" / "1.jpg").write_bytes(FOUR_FOUR_ONE)
+
+    with pytest.raises(DatasetError) as raised:
+        pack(source, tmp_path / "packed")
+
+    lines = str(raised.value)
+    assert (
+        "JPEG image, RGB (tjDecompressHeader3(): Could not determine subsampling level of JPEG"
+        in lines
+    )
+    assert "JPEG image, RGB (subsampling 4:4:1)" in lines
+
+
+def test_too_many_scans_are_refused_before_a_file_is_recoded(source: Path, tmp_path: Path) -> None:
+    data = encode(np.full((16, 16, 3), 200, np.uint8), "JPEG", "CMYK", progressive=True)
+    scan = data.rindex(b"\xff\xda")
+    (source / "train" / "a" / "0.jpg").write_bytes(data[:-2] + data[scan:-2] * 200 + b"\xff\xd9")
+
+    with pytest.raises(DatasetError, match="scans, expected at most 100"):
+        pack(source, tmp_path / "packed", recode=95)
 
 
 def test_a_file_that_lies_or_has_too_many_scans_is_refused(source: Path, tmp_path: Path) -> None:

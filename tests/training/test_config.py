@@ -1,4 +1,4 @@
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -114,3 +114,9 @@ def test_values_that_cannot_be_trained_are_refused(field: str, value: float, mes
 def test_a_recipe_that_nobody_named_is_refused() -> None:
     with pytest.raises(ValueError, match="recipe must be one of fast, fast-bn, seed, strong, got"):
         Recipe.named("slow")
+
+
+def test_a_recipe_of_lists_equals_one_of_tuples() -> None:
+    given: dict[str, Any] = {"crop_area": [0.5, 1], "crop_aspect": [1, 2], "size": 48}
+
+    assert Recipe(**given) == Recipe(crop_area=(0.5, 1.0), crop_aspect=(1.0, 2.0), size=48)

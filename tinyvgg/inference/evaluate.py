@@ -255,6 +255,8 @@ def evaluate(
         center_share = noted.center_share
     if amp == "auto":
         amp = "off"
+    if pixels is None and dataset.manifest.image.size is None:
+        raise ValueError("pixels must be given for images of several sizes, 224 for example")
     loader = open_scored(
         dataset,
         split,

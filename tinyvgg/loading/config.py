@@ -12,6 +12,7 @@ ViewName = Literal["crop", "resized-crop", "center"]
 VIEWS = ("crop", "resized-crop", "center")
 CENTER_SHARE = 224 / 256  # torchvision's evaluation: 256 pixels, of which 224 are cut out
 CROP_PIXELS, MAX_CROP_PIXELS = 4, 8  # by default, and at most
+MAX_SIZE = 65_535  # pixels of a side, as of a JPEG
 BOUNDS = {"mean": "3 values from 0 to 1", "std": "3 values above 0"}
 
 
@@ -44,8 +45,9 @@ class LoaderConfig:
     cuts a box out gives squares of it, and images of several sizes need it."""
     view: ViewName | None = None
     """What an augmented image shows: crop (moved by crop_pixels), resized-crop (a box drawn by area
-    and aspect) or center; None: crop of images of one size, else resized-crop. Images that are not
-    augmented are shown whole; of several sizes, their central square."""
+    and aspect) or center; None: crop of images of one size of at most 1,048,576 pixels, else
+    resized-crop. Images that are not augmented are shown whole; of several sizes, their central
+    square."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Least and most of a resized-crop's area, as a share of the image's."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -63,7 +65,7 @@ class LoaderConfig:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be at least 0 and under 2^64, got {self.seed}")
-        check_size(self.size)
+        object.__setattr__(self, "size", read_size(self.size))
         self._check_view()
         mean, std = (_read_triple(name, getattr(self, name)) for name in ("mean", "std"))
         if mean is not None and not all(0 <= value <= 1 for value in mean):
@@ -78,33 +80,46 @@ class LoaderConfig:
         """Refuse a view that shows nothing."""
         if self.view is not None and self.view not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {self.view!r}")
-        check_range("crop_area", self.crop_area, 1)
-        check_range("crop_aspect", self.crop_aspect, 100)
+        object.__setattr__(self, "crop_area", read_range("crop_area", self.crop_area, 1))
+        object.__setattr__(self, "crop_aspect", read_range("crop_aspect", self.crop_aspect, 100))
         if not 0 < self.center_share <= 1:
             raise ValueError(f"center_share must be above 0 and at most 1, got {self.center_share}")
 
 
-def check_range(name: str, values: tuple[float, float], most: float) -> None:
-    """Refuse a range that is none.
+def read_range(name: str, values: Any, most: float) -> tuple[float, float]:
+    """Return a range, of a list, an array or any other two numbers, as a tuple of floats.
 
     Raises:
         ValueError: it is not two numbers above 0, the second not under the first, nor over `most`.
     """
-    least, greatest = values
-    if not 0 < least <= greatest <= most:
+    try:
+        least, greatest = map(float, values)
+        if not 0 < least <= greatest <= most:
+            raise ValueError(f"{name} is out of range")
+    except (TypeError, ValueError) as error:
+        found = " ".join(str(values).split())
         raise ValueError(
-            f"{name} must be two numbers above 0 and up to {most:g}, smaller first, got {values}"
-        )
+            f"{name} must be two numbers above 0 and up to {most:g}, smaller first, got {found}"
+        ) from error
+    return least, greatest
 
 
-def check_size(size: int | None) -> None:
-    """Refuse a size that no image can have.
+def read_size(size: SupportsIndex | None) -> int | None:
+    """Return the pixels of a side, of whatever integer type.
 
     Raises:
-        ValueError: it is under 1.
+        ValueError: no image has that size.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    if size is None:
+        return None
+    try:
+        pixels = operator.index(size)
+        if not 1 <= pixels <= MAX_SIZE:
+            raise ValueError(f"{pixels} is out of range")
+    except (TypeError, ValueError) as error:
+        message = f"size must be a whole number from 1 to {MAX_SIZE:,} pixels, got {size}"
+        raise ValueError(message) from error
+    return pixels
 
 
 def read_crop_pixels(value: SupportsIndex) -> int:

@@ -23,6 +23,7 @@ a copy. DALI has no bfloat16, so for it torch rounds DALI's float32 on the devic
 import contextlib
 import ctypes
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -297,9 +298,10 @@ class EndlessPipeline:
         planned, step = self.feed.locate(iteration)
         split, rows = self.feed.split, planned.rows[step]
         shards = {split.shards[row // split.shard_size].record.images for row in rows}
+        remedy = "; run 'tinyvgg verify'" if split.is_jpeg else ""
         return BackendUnavailable(
             f"backend 'dali' stopped at images {_join(rows.tolist())} of split {split.name!r} "
-            f"in {_join(sorted(shards))}: {str(error).strip().splitlines()[0]}"
+            f"in {_join(sorted(shards))}: {_pick_reason(str(error))}{remedy}"
         )
 
 
@@ -410,6 +412,14 @@ class DaliSource:
             pixel_pass=self.pixel_pass,
             is_augmented=plan.augment,
         )
+
+
+def _pick_reason(text: str) -> str:
+    """Return the line of DALI's message that says what happened, without its source file."""
+    _, _, told = text.rpartition("encountered:")
+    lines = [line.strip() for line in (told or text).splitlines()]
+    reason = next((line for line in lines if line and not line.startswith("Critical error")), "")
+    return re.sub(r"^\[\S+:\d+\] ", "", reason) or "no reason given"
 
 
 def _join(values: list[Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tinyvgg.errors import ShardError
 from tinyvgg.loading.batch import Batch, BatchSource, Normalization, resize_images
-from tinyvgg.loading.config import LoaderConfig, check_size
+from tinyvgg.loading.config import LoaderConfig, read_size
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
 from tinyvgg.loading.views import View, find_shown_size
 from tinyvgg.ranks import find_rank
@@ -121,10 +121,9 @@ class Loader:
         leaves them as they are stored.
 
         Raises:
-            ValueError: `size` is under 1, or None though the images have several sizes.
+            ValueError: no image has that size, or it is None though the images have several.
         """
-        check_size(size)
-        self.image_size = self.find_size(size)
+        self.image_size = self.find_size(read_size(size))
 
     def find_size(self, size: int | None) -> tuple[int, int]:
         """Return (H, W) of the images that `set_size(size)` asks for."""

@@ -9,10 +9,11 @@ was asked for by name and cannot run is an error.
 
 import importlib.util
 import logging
-import math
 import os
+import sys
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from tinyvgg.errors import BackendUnavailable, ShardError
@@ -21,11 +22,13 @@ from tinyvgg.loading.config import LoaderConfig
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.resident import ResidentSource
-from tinyvgg.loading.views import choose_view, find_shown_size
+from tinyvgg.loading.views import View, choose_view, find_shown_size
+from tinyvgg.ranks import find_rank
 from tinyvgg.shards.store import PackedDataset, Split, open_dataset
 
 logger = logging.getLogger("tinyvgg")
 
+DALI_BATCHES = 3  # that it decodes ahead (`dali_graphs.PREFETCH`), and the one that is trained on
 SPARE_BYTES = 2 * 2**30  # left free on the device for network and activations
 
 
@@ -75,20 +78,24 @@ def open_loader(
     )
     stored = dataset.manifest.image.size
     augment = split == "train" if config.augment is None else config.augment
-    view = choose_view(config, is_one_size=stored is not None, is_augmented=augment)
-    shape = (*(stored or find_shown_size(None, config.size, view)), 3)
+    view = choose_view(config, stored, is_augmented=augment)
+    shown = stored if stored and view is None else find_shown_size(stored, config.size, view)
+    shape = (*shown, 3)
     pixel_pass = PixelPass(shape, normalization, dtype, config.reuse_buffers)
     backend: str = config.backend
+    batch_bytes = count_batch_bytes(opened, config.batch_size, view)
     if backend == "auto":
-        backend, reason = choose_backend(opened, math.prod(shape), target, is_whole=view is None)
-        logger.info("backend %s for split %s: %s", backend, split, reason)
-    elif backend == "resident":
-        _check_resident(opened, math.prod(shape), target)
-    if backend == "resident" and view is not None:
-        raise BackendUnavailable(
-            "backend 'resident' holds whole images of one size, and no boxes of them; use "
-            "--backend torch, or dali"
+        backend, reason = choose_backend(
+            opened, target, is_whole=view is None, batch_bytes=batch_bytes
         )
+        logger.info("backend %s for split %s: %s", backend, split, reason)
+    elif backend == "dali":
+        _check_dali(opened, batch_bytes, target)
+    elif backend == "resident":
+        _check_resident(opened, target)
+        if opened.is_jpeg:
+            needed = _gib(count_pixel_bytes(opened))
+            logger.info("backend resident for split %s: decodes it once, to %s", split, needed)
     source_class = _find_source(backend)
     source = source_class(opened, pixel_pass, target)
     return Loader(
@@ -120,8 +127,22 @@ def open_given(dataset: PackedDataset | str | os.PathLike[str]) -> PackedDataset
     return dataset
 
 
+def count_batch_bytes(split: Split, batch_size: int, view: View | None) -> int:
+    """Return the bytes of decoded images that `dali` may hold at once for a view; else 0.
+
+    It decodes a batch as a whole, or its boxes at least, and prepares `DALI_BATCHES` ahead: as many
+    of the largest images as there are in a batch, whatever the plan draws.
+    """
+    if view is None:
+        return 0
+    _, world_size = find_rank()
+    sides = split.sizes.astype(np.int64)
+    largest = np.sort(sides.min(axis=1) ** 2 if view.kind == "center" else sides.prod(axis=1))
+    return int(3 * DALI_BATCHES * largest[-(batch_size // world_size) :].sum())
+
+
 def choose_backend(
-    split: Split, image_bytes: int, device: torch.device, *, is_whole: bool = True
+    split: Split, device: torch.device, *, is_whole: bool = True, batch_bytes: int = 0
 ) -> tuple[str, str]:
     """Return the backend that `auto` means for a split on a device, and why."""
     work = "decodes JPEG files" if split.is_jpeg else "cuts boxes out"
@@ -132,10 +153,12 @@ def choose_backend(
     if device.type != "cuda":
         return "torch", f"the only one for {device.type}"
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        return "dali", "NVIDIA DALI is installed"
+        if batch_bytes + SPARE_BYTES <= _free_bytes(device):
+            return "dali", "NVIDIA DALI is installed"
+        return "torch", f"dali may need {_gib(batch_bytes)} for a batch of the largest images"
     if not is_whole:
         return "torch", f"nvidia-dali is not installed; it {work} with every core"
-    needed, free = split.num_images * image_bytes, _free_bytes(device)
+    needed, free = count_pixel_bytes(split), _free_bytes(device)
     if needed + SPARE_BYTES <= free:
         reason = f"nvidia-dali is not installed; {_gib(needed)} fit into {_gib(free)} free"
         return "resident", f"{reason} on {device}"
@@ -163,11 +186,9 @@ def _find_device(device: torch.device) -> torch.device:
         ) from error
 
 
-def _check_resident(split: Split, image_bytes: int, device: torch.device) -> None:
-    """Raise `BackendUnavailable` unless the split fits into the free memory of the device."""
-    if device.type != "cuda":
-        return
-    needed, free = split.num_images * image_bytes, _free_bytes(device)
+def _check_resident(split: Split, device: torch.device) -> None:
+    """Raise `BackendUnavailable` unless the split's pixels fit into the memory of the device."""
+    needed, free = count_pixel_bytes(split), _free_bytes(device)
     if needed > free:
         raise BackendUnavailable(
             f"backend 'resident' needs {_gib(needed)} on {device} for split {split.name!r}, "
@@ -175,8 +196,28 @@ def _check_resident(split: Split, image_bytes: int, device: torch.device) -> Non
         )
 
 
+def _check_dali(split: Split, batch_bytes: int, device: torch.device) -> None:
+    """Raise `BackendUnavailable` unless a batch of the largest images fits into free memory."""
+    free = _free_bytes(device)
+    if batch_bytes > free:
+        raise BackendUnavailable(
+            f"backend 'dali' may need {_gib(batch_bytes)} for a batch of the largest images of "
+            f"split {split.name!r}, {_gib(free)} is free; use --backend torch, or smaller batches"
+        )
+
+
+def count_pixel_bytes(split: Split) -> int:
+    """Return the bytes of a split's pixels, decoded."""
+    return 3 * int(split.sizes.astype(np.int64).prod(axis=1).sum())
+
+
 def _free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0]
+    """Return what is free on a CUDA device; elsewhere half of the memory that the host has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not hasattr(os, "sysconf"):  # Windows
+        return sys.maxsize
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _gib(num_bytes: int) -> str:

@@ -3,6 +3,7 @@
 From: shards mapped into memory; processes on one machine share their pages.
 To:   batches on the device. Only uint8 crosses the bus.
 
+JPEG files are decoded on a CUDA device, from the mapping into the device slot, on the copy stream.
 On a CPU device the host kernel reads the mapping and writes the batch, nothing else. Elsewhere
 
     mapped shards ─ gather ─▶ pinned slot ─ copy stream ─▶ device slot ─ one pass ─▶ batch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from tinyvgg.compiling import compile_apart
 from tinyvgg.loading.batch import Batch, PixelPass, transform_images
+from tinyvgg.loading.device_decoder import DeviceDecoder
 from tinyvgg.loading.host_kernel import HostKernel, stored_batches
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
 from tinyvgg.loading.reader import ImageReader, read_batches, read_step
@@ -144,6 +146,7 @@ class PinnedSource:
         pixel_pass: from stored images to those of a batch.
         device: of the batches.
         runtime: streams, events and memory of that device; not needed for a CPU.
+        decoder: of JPEG files on the device; None: on CUDA one of its own, elsewhere the host.
     """
 
     def __init__(
@@ -152,7 +155,11 @@ class PinnedSource:
         pixel_pass: PixelPass,
         device: torch.device,
         runtime: Runtime | None = None,
+        decoder: DeviceDecoder | None = None,
     ) -> None:
+        if split.is_jpeg and device.type == "cuda":
+            decoder = decoder or DeviceDecoder(split, device)
+        self.decoder = decoder
         self.split = split
         is_host = device.type == "cpu" and runtime is None
         self.pixel_pass = pixel_pass if is_host else replace(pixel_pass, dtype=torch.uint8)
@@ -181,10 +188,12 @@ class PinnedSource:
         runtime = self.runtime
         local = epoch.rows.shape[1]
         fill = self.find_filler(epoch, kernel)
+        decoder = self.decoder
         copy_stream = runtime.new_stream()
         plan = DevicePlan(epoch, runtime)
         in_order = runtime.upload(runtime.pin(torch.arange(local)))
-        pinned = [runtime.pin(kernel.empty(local)) for _ in range(NUM_SLOTS)]
+        num_pinned = NUM_SLOTS if decoder is None else 0
+        pinned = [runtime.pin(kernel.empty(local)) for _ in range(num_pinned)]
         slots = [
             runtime.empty(local, *kernel.image_shape, dtype=torch.uint8) for _ in range(NUM_SLOTS)
         ]
@@ -195,11 +204,16 @@ class PinnedSource:
             slot = step % NUM_SLOTS
             if copied[slot] is not None:
                 copied[slot].synchronize()  # two batches old: done long ago
-            fill(step, pinned[slot])
+            if decoder is None:
+                fill(step, pinned[slot])
             if released[slot] is not None:
                 copy_stream.wait_event(released[slot])
             with runtime.on_stream(copy_stream):
-                slots[slot].copy_(pinned[slot], non_blocking=True)
+                if decoder is None:
+                    slots[slot].copy_(pinned[slot], non_blocking=True)
+                else:
+                    boxes = None if epoch.boxes is None else epoch.boxes[step]
+                    decoder(epoch.rows[step], boxes, slots[slot])
             copied[slot] = copy_stream.record_event()
 
         # the slots were allocated on the model's stream: nothing may still be using them there

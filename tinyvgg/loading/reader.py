@@ -8,7 +8,7 @@ takes, are counted over all threads, which wait for each other: 1 GiB in all.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,7 +20,7 @@ from tinyvgg.errors import ShardError
 from tinyvgg.loading.batch import Batch
 from tinyvgg.loading.host_kernel import HostKernel, host_batches
 from tinyvgg.loading.plan import RankEpoch
-from tinyvgg.loading.resize_kernel import resize_box
+from tinyvgg.loading.resize_kernel import normalize_box, resize_box
 from tinyvgg.shards.jpeg import decode_jpeg, decoding
 from tinyvgg.shards.store import Split
 
@@ -41,11 +41,20 @@ class ImageReader:
     Args:
         split: to read from.
         size: (H, W) of the images to make.
+        addresses: int64 [N], where the pixels of every image are in memory, which stays, and one
+            byte behind each; None: images are read from the shards.
     """
 
-    def __init__(self, split: Split, size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        split: Split,
+        size: tuple[int, int],
+        addresses: NDArray[np.int64] | None = None,
+    ) -> None:
         self.split = split
         self.size = size
+        self.addresses = split.row_addresses if addresses is None else addresses
+        self.is_in_memory = addresses is not None
         self.memory = threading.local()
 
     def take(self, num_images: int) -> NDArray[np.uint8]:
@@ -73,23 +82,62 @@ class ImageReader:
                 with decoding(self.size[0] * self.size[1]):
                     self._decode(row, pixels)
             return
-        sizes = self.split.sizes[rows].tolist()
         target, image_bytes = out.ctypes.data, out.strides[0]
-        for row, (height, width), box in zip(rows.tolist(), sizes, boxes.tolist(), strict=True):
+
+        def scale(place: int, *box: int) -> None:
+            resize_box(*box, target + place * image_bytes, *self.size)
+
+        self._read_boxes(rows, boxes, scale)
+
+    def read_normalized(
+        self,
+        rows: NDArray[np.int64],
+        boxes: NDArray[np.int32],
+        flip: NDArray[np.bool_],
+        kernel: HostKernel,
+        out: NDArray[np.float32],
+    ) -> None:
+        """Fill `out` with boxes, scaled, mirrored and normalized in one pass.
+
+        Args:
+            rows: int64 [n], of the split.
+            boxes: int32 [n, 4].
+            flip: bool [n].
+            kernel: normalizes.
+            out: float32 [n, H, 3 W], C order.
+
+        Raises:
+            ShardError: a JPEG file is damaged.
+        """
+        flips = flip.tolist()
+
+        def scale(place: int, *box: int) -> None:
+            normalize_box(*box, out[place], flips[place], kernel.scale_row, kernel.shift_row)
+
+        self._read_boxes(rows, boxes, scale)
+
+    def _read_boxes(
+        self, rows: NDArray[np.int64], boxes: NDArray[np.int32], scale: Callable[..., None]
+    ) -> None:
+        """Call `scale` for each row: its place, the address and width of its image, its box."""
+        sizes = self.split.sizes[rows].tolist()
+        for place, (row, (height, width), box) in enumerate(
+            zip(rows.tolist(), sizes, boxes.tolist(), strict=True)
+        ):
             if self._has_byte_behind(row):
-                address = int(self.split.row_addresses[row])
-                resize_box(address, width, *box, target, *self.size)
-            else:
-                with decoding(height * width):
-                    num_bytes = 3 * height * width
-                    whole, address = self._take_whole(num_bytes + 1)
-                    self._decode(row, whole[:num_bytes].reshape(height, width, 3))
-                    resize_box(address, width, *box, target, *self.size)
-                    del whole
-            target += image_bytes
+                scale(place, int(self.addresses[row]), width, *box)
+                continue
+            with decoding(height * width):
+                num_bytes = 3 * height * width
+                whole, address = self._take_whole(num_bytes + 1)
+                self._decode(row, whole[:num_bytes].reshape(height, width, 3))
+                scale(place, address, width, *box)
+                del whole
 
     def _has_byte_behind(self, row: int) -> bool:
-        """Return whether an image is stored as pixels, and is not the last of its shard."""
+        """Return whether an image's pixels are there, and not the last bytes of a shard."""
+        if self.is_in_memory:
+            return True
         if self.split.is_jpeg:
             return False
         shard, place = self.split.find_row(row)
@@ -115,10 +163,16 @@ class ImageReader:
         try:
             decode_jpeg(stored.data, pixels)
         except ValueError as error:
-            raise ShardError(
-                f"{self.split.folder / shard.record.images}: image {row:,} of split "
-                f"{self.split.name!r} cannot be decoded ({error}); run 'tinyvgg verify'"
-            ) from error
+            raise name_damage(self.split, row, str(error)) from error
+
+
+def name_damage(split: Split, row: int, reason: str) -> ShardError:
+    """Say which image of a split cannot be decoded, and why."""
+    shard, _ = split.find_row(row)
+    return ShardError(
+        f"{split.folder / shard.record.images}: image {row:,} of split {split.name!r} cannot be "
+        f"decoded ({reason}); run 'tinyvgg verify'"
+    )
 
 
 def read_batches(reader: ImageReader, kernel: HostKernel, epoch: RankEpoch) -> Iterator[Batch]:
@@ -131,14 +185,19 @@ def read_batches(reader: ImageReader, kernel: HostKernel, epoch: RankEpoch) -> I
     """
 
     def write(step: int, part: slice, out: Tensor) -> None:
-        images = reader.take(len(out))
+        rows, flip = epoch.rows[step, part], epoch.flip[step, part]
         boxes = None if epoch.boxes is None else epoch.boxes[step, part]
-        reader.read(epoch.rows[step, part], boxes, images)
+        if boxes is not None and out.dtype == torch.float32:
+            lines = out.view(*out.shape[:2], -1).numpy()
+            reader.read_normalized(rows, boxes, flip, kernel, lines)
+            return
+        images = reader.take(len(out))
+        reader.read(rows, boxes, images)
         kernel.write(
             images.ctypes.data + np.arange(len(images)) * images.strides[0],
             epoch.dy[step, part],
             epoch.dx[step, part],
-            epoch.flip[step, part],
+            flip,
             out,
             is_augmented=epoch.is_augmented,
         )

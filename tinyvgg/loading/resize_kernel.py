@@ -124,6 +124,40 @@ def _list_weights(size, target):  # type: ignore[no-untyped-def]
 
 
 @compile_kernel
+def _narrow_box(  # type: ignore[no-untyped-def]
+    address, width, top, left, box_height, box_width, target_width
+):
+    """Return a box with its lines scaled, uint8 [box_height, 3 target_width + 4]."""
+    starts, weights = _list_weights(box_width, target_width)
+    row_bytes, count = 3 * target_width, weights.shape[1]
+    narrow = np.empty((box_height, row_bytes + 4), np.uint8)  # room for a last fourth byte
+    has_lines = box_height >= NUM_LINES
+    stride = 3 * np.int64(width) if has_lines else np.int64(0)
+    narrow_stride = np.int64(row_bytes + 4) if has_lines else np.int64(0)
+    for y in range(0, box_height, NUM_LINES if has_lines else 1):
+        if has_lines:
+            y = min(y, box_height - NUM_LINES)
+        line = address + 3 * ((top + y) * np.int64(width) + left)
+        first = narrow.ctypes.data + y * (row_bytes + 4)
+        for x in range(target_width):
+            row_of_weights = weights.ctypes.data + 4 * count * x
+            _weigh_pixels(
+                line + 3 * starts[x], stride, row_of_weights, count, first + 3 * x, narrow_stride
+            )
+    return narrow
+
+
+@compile_kernel
+def _weigh_lines(narrow, start, weights, sums):  # type: ignore[no-untyped-def]
+    """Fill `sums` int32 [values] with weighted sums of neighboring lines, to be shifted."""
+    sums[:] = np.int32(1 << (WEIGHT_BITS - 1))
+    for k in range(weights.size):
+        weight, row = weights[k], narrow[start + k]
+        for j in range(sums.size):
+            sums[j] += np.int32(row[j]) * weight
+
+
+@compile_kernel
 def resize_box(  # type: ignore[no-untyped-def]
     address, width, top, left, box_height, box_width, target, target_height, target_width
 ):
@@ -142,31 +176,50 @@ def resize_box(  # type: ignore[no-untyped-def]
         target_width: likewise.
     """
     out = numba.carray(as_pointer(target), (target_height, 3 * target_width))
-    starts, weights = _list_weights(box_width, target_width)
-    row_bytes, count = out.shape[1], weights.shape[1]
-    narrow = np.empty((box_height, row_bytes + 4), np.uint8)  # room for a last fourth byte
-    has_lines = box_height >= NUM_LINES
-    stride = 3 * np.int64(width) if has_lines else np.int64(0)
-    narrow_stride = np.int64(row_bytes + 4) if has_lines else np.int64(0)
-    half = np.int32(1 << (WEIGHT_BITS - 1))
-    for y in range(0, box_height, NUM_LINES if has_lines else 1):
-        if has_lines:
-            y = min(y, box_height - NUM_LINES)
-        line = address + 3 * ((top + y) * np.int64(width) + left)
-        first = narrow.ctypes.data + y * (row_bytes + 4)
-        for x in range(target_width):
-            row_of_weights = weights.ctypes.data + 4 * count * x
-            _weigh_pixels(
-                line + 3 * starts[x], stride, row_of_weights, count, first + 3 * x, narrow_stride
-            )
+    narrow = _narrow_box(address, width, top, left, box_height, box_width, target_width)
     starts, weights = _list_weights(box_height, target_height)
-    sums = np.empty(row_bytes, np.int32)
+    sums = np.empty(out.shape[1], np.int32)
     for y in range(target_height):
-        sums[:] = half
-        for k in range(weights.shape[1]):
-            weight, row = weights[y, k], narrow[starts[y] + k]
-            for j in range(sums.size):
-                sums[j] += np.int32(row[j]) * weight
-        line_out = out[y]
+        _weigh_lines(narrow, starts[y], weights[y], sums)
+        line = out[y]
         for j in range(sums.size):
-            line_out[j] = sums[j] >> WEIGHT_BITS
+            line[j] = sums[j] >> WEIGHT_BITS
+
+
+@compile_kernel
+def normalize_box(  # type: ignore[no-untyped-def]
+    address, width, top, left, box_height, box_width, out, flip, scale_row, shift_row
+):
+    """Scale a box of an image, mirror it or not, and normalize it, line by line in the cache.
+
+    Args:
+        address: as in `resize_box`, int64, as are all up to `box_width`.
+        width: likewise.
+        top: likewise.
+        left: likewise.
+        box_height: likewise.
+        box_width: likewise.
+        out: float32 [H, 3 W], filled with what `resize_box` and then the host kernel would give.
+        flip: whether the result is mirrored.
+        scale_row: float32 [3 W].
+        shift_row: float32 [3 W].
+    """
+    target_width = out.shape[1] // 3
+    narrow = _narrow_box(address, width, top, left, box_height, box_width, target_width)
+    starts, weights = _list_weights(box_height, out.shape[0])
+    sums = np.empty(out.shape[1], np.int32)
+    mirrored = np.empty(out.shape[1], np.int32)
+    for y in range(out.shape[0]):
+        _weigh_lines(narrow, starts[y], weights[y], sums)
+        line = out[y]
+        if flip:
+            for x in range(target_width):
+                to = np.uintp(3 * (target_width - 1 - x))
+                mirrored[to] = sums[3 * x]
+                mirrored[to + np.uintp(1)] = sums[3 * x + 1]
+                mirrored[to + np.uintp(2)] = sums[3 * x + 2]
+            for k in range(mirrored.size):
+                line[k] = np.float32(mirrored[k] >> WEIGHT_BITS) * scale_row[k] + shift_row[k]
+        else:
+            for k in range(sums.size):
+                line[k] = np.float32(sums[k] >> WEIGHT_BITS) * scale_row[k] + shift_row[k]

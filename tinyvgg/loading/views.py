@@ -20,7 +20,11 @@ from tinyvgg.kernels import compile_kernel
 from tinyvgg.loading.config import LoaderConfig
 
 NUM_TRIES = 10  # then the largest box of an allowed aspect, in the middle; as torchvision
+LARGE_PIXELS = 2**20  # images of more are scaled before they are normalized, not after
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # of splitmix64 (Steele, Lea, Flood 2014)
+
+
+Kind = Literal["resized-crop", "center", "whole"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,13 @@ class View:
     """How boxes are chosen.
 
     Attributes:
-        kind: "resized-crop", drawn; "center", the central square.
+        kind: "resized-crop", drawn; "center", the central square; "whole", the image.
         area: of a drawn box, least and most, as a share of the image's.
         aspect: width by height of a drawn box, least and most.
         center_share: side of the central square, as a share of the image's shorter side.
     """
 
-    kind: Literal["resized-crop", "center"]
+    kind: Kind
     area: tuple[float, float]
     aspect: tuple[float, float]
     center_share: float
@@ -55,33 +59,44 @@ class View:
             side = np.maximum(np.rint(shorter * self.center_share), 1).astype(np.int32)
             boxes[:, 2:] = side[:, None]
             boxes[:, :2] = (sizes - side[:, None]) // 2
+        elif self.kind == "whole":
+            boxes[:, :2], boxes[:, 2:] = 0, sizes
         else:
             log_aspect = math.log(self.aspect[0]), math.log(self.aspect[1])
             _draw_boxes(words, sizes, self.area, self.aspect, log_aspect, boxes)
         return boxes
 
 
-def choose_view(config: LoaderConfig, *, is_one_size: bool, is_augmented: bool) -> View | None:
-    """Return the view of a loader; None where images are shown whole, cropped by pixels or not.
+def choose_view(
+    config: LoaderConfig, stored: tuple[int, int] | None, *, is_augmented: bool
+) -> View | None:
+    """Return the view of a loader; None where stored pixels are shown, cropped by pixels or not.
+
+    Args:
+        config: may ask for a view, which holds for images that are augmented.
+        stored: (H, W) of the stored images; None if they have several sizes.
+        is_augmented: whether the images are.
 
     Raises:
-        ValueError: images of several sizes are to be cropped by pixels.
+        ValueError: images of several sizes, or large ones, are to be cropped by pixels.
     """
-    kind: str | None = None if is_one_size else "center"
-    if is_augmented:
-        kind = config.view or ("crop" if is_one_size else "resized-crop")
-    elif config.view == "center":
+    is_large = stored is not None and stored[0] * stored[1] > LARGE_PIXELS
+    kind: Kind | None = None
+    if stored is None or config.view == "center":
         kind = "center"
-    if kind == "crop":
-        if not is_one_size:
-            raise ValueError(
-                "view must be resized-crop or center for images of several sizes, got 'crop'"
-            )
-        return None
+    elif is_large:
+        kind = "whole"
+    if is_augmented and config.view == "crop":
+        if stored is None or is_large:
+            found = "images of several sizes" if stored is None else f"{stored[1]}x{stored[0]}"
+            raise ValueError(f"view must be resized-crop or center for {found}, got 'crop'")
+        kind = None
+    elif is_augmented and config.view != "center":
+        is_drawn = config.view == "resized-crop" or stored is None or is_large
+        kind = "resized-crop" if is_drawn else None
     if kind is None:
         return None
-    name: Literal["resized-crop", "center"] = "center" if kind == "center" else "resized-crop"
-    return View(name, config.crop_area, config.crop_aspect, config.center_share)
+    return View(kind, config.crop_area, config.crop_aspect, config.center_share)
 
 
 def scaled_size(height: int, width: int, pixels: int) -> tuple[int, int]:
@@ -98,14 +113,14 @@ def find_shown_size(
     Args:
         stored: (H, W) of the stored ones; None if they have several sizes.
         size: pixels of the shorter side; None: as stored.
-        view: cuts squares out; None: images are shown whole.
+        view: cuts squares out, unless it is "whole"; None: stored pixels are shown.
 
     Raises:
         ValueError: the images have several sizes, and no size is given.
     """
     if stored is None and size is None:
         raise ValueError("size must be given for images of several sizes, 224 for example")
-    if stored is None or view is not None:
+    if stored is None or (view is not None and view.kind != "whole"):
         side = size if size is not None else min(stored or (1, 1))
         return side, side
     return stored if size is None else scaled_size(*stored, size)

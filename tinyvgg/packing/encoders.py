@@ -32,7 +32,7 @@ from tinyvgg.packing.decode import (
 from tinyvgg.packing.folders import ImageSource, SourceImage, show_path
 from tinyvgg.packing.sizes import read_stamped_image
 from tinyvgg.packing.trees import Stamp
-from tinyvgg.shards.jpeg import MAX_SCANS, count_scans, decoding, read_plain_size
+from tinyvgg.shards.jpeg import JPEG_START, MAX_SCANS, count_scans, decoding, read_plain_size
 from tinyvgg.shards.jpeg_shards import JpegFile, write_jpeg_shard
 from tinyvgg.shards.manifest import BLOCK_ROWS, AnyFormat, ImageFormat, ShardRecord
 from tinyvgg.shards.memory import SMALL_PIXELS
@@ -234,7 +234,11 @@ class JpegEncoder:
     def _load(self, file: _StoredFile) -> bytes:
         if file.data is not None:
             return file.data
-        data, _, _ = self._make_jpeg(read_stamped_image(self.source, file.image)[0])
+        try:
+            data, _, _ = self._make_jpeg(read_stamped_image(self.source, file.image)[0])
+        except OSError as error:
+            error.filename = error.filename or show_path(file.image.path)
+            raise
         if zlib.crc32(data) != file.crc32:
             raise DatasetError(
                 f"{show_path(file.image.path)}: changed while it was packed; pack again"
@@ -248,10 +252,17 @@ class JpegEncoder:
             DatasetError: there is none that can be stored.
         """
         reason = ""
+        num_scans = count_scans(data) if data.startswith(JPEG_START) else 0
+        if num_scans > MAX_SCANS:  # which Pillow would decode, too
+            raise DatasetError(
+                f"{num_scans:,} scans, expected at most {MAX_SCANS}; store it with fewer"
+            )
         size = read_plain_size(data)
         if size is None:
             size = read_image_size(data)  # raises if it is no image
             reason = name_kind(data)
+            if data.startswith(JPEG_START) and reason.endswith((", RGB", ", L")):
+                reason += f" ({_name_obstacle(data)})"
             if self.recode is None:
                 raise DatasetError(
                     f"{reason}, expected a JPEG in YCbCr or gray; convert it, or store it as "
@@ -263,11 +274,17 @@ class JpegEncoder:
                 data = simplejpeg.encode_jpeg(pixels, self.recode, colorsubsampling="420")
                 del pixels
         check_size(*size[::-1])
-        if (num_scans := count_scans(data)) > MAX_SCANS:
-            raise DatasetError(
-                f"{num_scans:,} scans, expected at most {MAX_SCANS}; store it with fewer"
-            )
         return data, size, reason
+
+
+def _name_obstacle(data: bytes) -> str:
+    """Return what libjpeg finds in the header of a JPEG that is no plain one."""
+    try:
+        return f"stored as {simplejpeg.decode_jpeg_header(data)[2]}"
+    except ValueError as error:
+        return str(error)
+    except KeyError:
+        return "subsampling 4:4:1"
 
 
 def make_encoder(

@@ -1,5 +1,6 @@
 """Memory: how much of it decoding may take at once, over all threads of the process."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +13,13 @@ class MemoryBudget:
     """Bytes that may be taken at once; who wants more than all of them waits to be alone."""
 
     def __init__(self, num_bytes: int) -> None:
-        self.num_bytes = self.free_bytes = num_bytes
+        self.num_bytes = num_bytes
+        self._start()
+        if hasattr(os, "register_at_fork"):  # a child has none of the threads that hold some
+            os.register_at_fork(after_in_child=self._start)
+
+    def _start(self) -> None:
+        self.free_bytes = self.num_bytes
         self.changed = threading.Condition()
 
     def taken(self, num_pixels: int, bytes_per_pixel: int) -> AbstractContextManager[None]:

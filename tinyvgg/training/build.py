@@ -41,17 +41,19 @@ def build_model(recipe: Recipe, num_classes: int) -> Network:
 
 
 def list_sizes(recipe: Recipe, dataset: PackedDataset) -> list[tuple[int, int]]:
-    """Return (H, W) of the images of a run: of its last epochs, then of each of `recipe.sizes`.
+    """Return (H, W) of the images of a run: of its last epochs, when scored, of `recipe.sizes`.
 
     Raises:
         ValueError: the images have several sizes, and the recipe names none.
     """
     stored = dataset.manifest.image.size
     config = recipe.describe_batches(batch_size=1)
-    view = choose_view(config, is_one_size=stored is not None, is_augmented=recipe.augment)
+    view = choose_view(config, stored, is_augmented=recipe.augment)
     whole = find_shown_size(stored, recipe.size, view)
+    plain = choose_view(config, stored, is_augmented=False)
+    scored = find_shown_size(stored, recipe.size, plain)
     reduced = (min(pixels, *whole) for pixels in recipe.sizes)
-    return [whole, *(find_shown_size(stored, pixels, view) for pixels in reduced)]
+    return [whole, scored, *(find_shown_size(stored, pixels, view) for pixels in reduced)]
 
 
 def check_sizes(recipe: Recipe, dataset: PackedDataset) -> None:
@@ -68,10 +70,10 @@ def check_network(network: nn.Module, recipe: Recipe, dataset: PackedDataset) ->
     """Refuse a network of the caller's that cannot be trained on a data set, as far as can be told.
 
     Raises:
-        ValueError: it gives another number of logits than there are classes, or takes images as
-            they are stored and not those of `recipe.sizes`.
+        ValueError: it gives another number of logits than there are classes, or takes the images of
+            the last epochs, and not those that are scored or those of `recipe.sizes`.
     """
-    whole, *reduced = list_sizes(recipe, dataset)
+    whole, scored, *reduced = list_sizes(recipe, dataset)
     probe = probe_network(network, *whole)
     num_classes = len(dataset.class_names)
     if probe is None:
@@ -80,6 +82,12 @@ def check_network(network: nn.Module, recipe: Recipe, dataset: PackedDataset) ->
         raise ValueError(
             f"model must give {num_classes:,} logits, one a class of {dataset.folder}, "
             f"got {probe.num_logits:,}"
+        )
+    if probe_network(network, *scored) is None:
+        height, width = scored
+        raise ValueError(
+            f"model must take the whole images that are scored, cannot take {width}x{height} "
+            "pixels; pass a recipe with view='center', or pack squares with --resize"
         )
     for size in reduced:
         if probe_network(network, *size) is None:

@@ -162,7 +162,9 @@ class Recipe(DataRecipe, NetworkRecipe, ScheduleRecipe, OptimizerRecipe, SpeedRe
                 raise ValueError(
                     f"{name} must be at least 0 and under 1, got {getattr(self, name)}"
                 )
-        self.describe_batches(batch_size=1)  # refuses crops, sizes and views that cannot be
+        batches = self.describe_batches(batch_size=1)  # refuses what no loader can do
+        for name in ("size", "crop_area", "crop_aspect"):  # as a resumed run's will be compared
+            object.__setattr__(self, name, getattr(batches, name))
         self._check_together()
 
     def describe_batches(self, **fields: Any) -> LoaderConfig:
