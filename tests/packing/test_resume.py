@@ -59,8 +59,8 @@ def jpegs(tmp_path: Path) -> Path:
     return write_jpegs(tmp_path / "jpegs", train=150, val=30)
 
 
-@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
-@pytest.mark.parametrize("in_zip", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoding", "in_zip"), [("raw", False), ("raw", True), ("jpeg", False)])
 def test_a_killed_pack_ends_in_the_same_bytes_and_redoes_no_finished_shard(
     jpegs: Path, out: Path, encoding: str, in_zip: bool
 ) -> None:
