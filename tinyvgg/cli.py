@@ -57,10 +57,18 @@ def run_pack(argv: Sequence[str]) -> int:
 
     config = parse_config(PackConfig, "pack", argv)
 
-    from tinyvgg.packing.pack import pack_images
+    from tinyvgg.packing.pack import describe_part, pack_images, pack_part
     from tinyvgg.reporting.console import print_json, print_line
     from tinyvgg.reporting.progress import progress_bars
 
+    if config.part is not None:
+        with progress_bars() as open_bar:
+            part = pack_part(config, open_bar)
+        if config.json:
+            print_json({**asdict(part), "folder": str(part.folder)})
+        else:
+            print_line(describe_part(part))
+        return 0
     with progress_bars() as open_bar:
         manifest = pack_images(config, open_bar)
     if config.json:

@@ -29,7 +29,12 @@ OF_THE_FILE = frozenset(
 
 
 def read_regular_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """Return the bytes of a file.
+    """Return the bytes of a file; as `read_with_status`."""
+    return read_with_status(path, max_bytes)[0]
+
+
+def read_with_status(path: str | os.PathLike[str], max_bytes: int) -> tuple[bytes, os.stat_result]:
+    """Return the bytes of a file, and what the system said of it right before.
 
     Args:
         path: of it; links are followed.
@@ -53,7 +58,7 @@ def read_regular_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
         data = os.read(descriptor, size)
         while len(data) < size and (more := os.read(descriptor, size - len(data))):
             data += more  # a read gives 2 GiB at most, and less from some network file systems
-        return data
+        return data, status
     except OSError as error:
         error.filename = os.fspath(path)
         raise

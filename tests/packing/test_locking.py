@@ -4,7 +4,10 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import platform
+import re
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,10 @@ import pytest
 from tinyvgg.errors import DatasetError
 from tinyvgg.packing.locking import NO_FLOCK, hold_lock
 
-SECOND_WRITER = "packed: another 'tinyvgg pack' is writing it; wait for it"
+SECOND_WRITER = (
+    rf"packed: another 'tinyvgg pack' is writing it \(process {os.getpid()} on host "
+    rf"{re.escape(platform.node())}\); wait for it"
+)
 
 
 @pytest.fixture(params=[None, *sorted(NO_FLOCK)], ids=lambda code: errno.errorcode.get(code, "ok"))
@@ -41,6 +47,26 @@ def test_one_writer_at_a_time_and_nothing_is_left(tmp_path: Path) -> None:
             with hold_lock(tmp_path / "other", "tinyvgg pack"):
                 pass
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
+    out, held, done = tmp_path / "packed", threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with hold_lock(out, "tinyvgg pack", keep_file=True):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    with pytest.raises(DatasetError, match=SECOND_WRITER), hold_lock(out, "tinyvgg pack", 0.2):
+        raise AssertionError("two hold it")
+    threading.Timer(0.2, done.set).start()
+
+    with hold_lock(out, "tinyvgg pack", 60):
+        assert done.is_set()
+    thread.join()
 
 
 def hold_until_killed(out: Path, code: int) -> None:

@@ -223,18 +223,20 @@ def test_a_member_that_inflates_to_gigabytes_is_named_before_it_does(
     )
 
 
+@pytest.mark.parametrize("shard_size", [5_000, 20])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_pack_in_one_line_and_leaves_nothing(
-    tmp_path: Path, out: Path, name: str
+def test_a_signal_ends_pack_in_one_line_and_leaves_only_what_the_same_command_goes_on_with(
+    tmp_path: Path, out: Path, name: str, shard_size: int
 ) -> None:
     source = write_source(tmp_path / "source", train=700, size=64)
-    command = [sys.executable, "-m", "tinyvgg.cli", "pack", str(source), str(out), "--workers", "1"]
+    words = ["pack", str(source), str(out), "--workers", "1", "--shard-size", str(shard_size)]
     process = subprocess.Popen(  # a job in the background ignores SIGINT, one of nohup SIGHUP
-        command, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "tinyvgg.cli", *words], stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
     )  # fmt: skip
     partial = out.with_name("packed.partial")
-    while not partial.exists():
+    awaited = partial if shard_size == 5_000 else partial / "train-00003.npy"
+    while not awaited.exists():
         assert process.poll() is None
         time.sleep(0.001)
 
@@ -242,10 +244,22 @@ def test_a_signal_ends_pack_in_one_line_and_leaves_nothing(
     _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 128 + getattr(signal, name)
-    words = "interrupted" if name == "SIGINT" else f"ended by {name}"
-    assert errors.splitlines()[-1] == f"tinyvgg pack: {words}"
+    ending = "interrupted" if name == "SIGINT" else f"ended by {name}"
+    assert errors.splitlines()[-1] == f"tinyvgg pack: {ending}"
     assert "Traceback" not in errors
-    assert_nothing_left(out)
+    if shard_size == 5_000:
+        assert_nothing_left(out)
+        return
+    assert [path.name for path in out.parent.iterdir()] == ["packed.partial"]
+    assert {path.suffix for path in partial.iterdir()} == {"", ".npy"}  # finished, and the journal
+    assert "shards are finished and stay; the same command goes on from" in errors
+    before = {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in partial.glob("*.npy")
+    }
+    pack(source, out, shard_size=20)
+    after = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir()}
+    assert before.items() <= after.items()
+    assert verify_dataset(out) == []
 
 
 @pytest.mark.parametrize(

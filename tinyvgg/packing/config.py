@@ -1,5 +1,6 @@
 """What `synth`, `download` and `pack` can be told. One field, one flag; no heavy imports."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -53,7 +54,9 @@ class PackConfig:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder or .zip: train/ and val/, class folders with --val-share, or anything with --csv."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder to create; written as OUT.partial and renamed when it is complete."""
+    """Folder to create; written as OUT.partial and renamed when it is complete. Killed, the same
+    command goes on with the shards that are finished there; those of files that changed since, by
+    size or time, are packed again."""
     shard_size: int = 5000
     """Images in a shard."""
     workers: int = 0
@@ -81,10 +84,21 @@ class PackConfig:
     than half of a split)."""
     overwrite: Switch = False
     """Replace an existing OUT, at the end and only if everything went well."""
+    part: Annotated[Optional[str], tyro.conf.arg(metavar="I/N")] = None  # noqa: UP045 - as `resize`
+    """Pack only part I of N into OUT.partial, I from 0 to N - 1: for N processes on any machines
+    that see SOURCE and OUT; then --finish, with the same other flags."""
+    finish: Switch = False
+    """Check that all parts are there, and make OUT of them."""
+    engine: Literal["threads", "ray"] = "threads"
+    """Pack with threads of this process, or with tasks of a Ray cluster whose nodes all see SOURCE
+    and OUT."""
+    address: Optional[str] = None  # noqa: UP045 - as `resize`
+    """With --engine ray, the cluster; none: one on this machine, for this command."""
     json: JsonOption = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be packed."""
+        self._check_place()
         if self.shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {self.shard_size}")
         if self.workers < 0:
@@ -101,6 +115,24 @@ class PackConfig:
         if self.csv is None and columns != ("path", "label", None):
             raise ValueError("csv_*_column needs csv: it names a column of that file")
         self._check_encoding()
+
+    @property
+    def part_of(self) -> tuple[int, int] | None:
+        """(I, N) of `part`; None for all of them."""
+        if self.part is None:
+            return None
+        index, _, num_parts = self.part.partition("/")
+        return int(index), int(num_parts)
+
+    def _check_place(self) -> None:
+        if self.part is not None:
+            found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", self.part)
+            if found is None or int(found[1]) >= int(found[2]):
+                raise ValueError(f"part must be I/N with I from 0 to N - 1, got {self.part!r}")
+            if self.finish or self.engine == "ray":
+                raise ValueError("part needs engine 'threads', and no finish: that comes last")
+        if self.address is not None and self.engine != "ray":
+            raise ValueError("address needs engine 'ray': it names its cluster")
 
     def _check_encoding(self) -> None:
         if self.encoding == "raw" and self.recode is not None:

@@ -21,6 +21,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from tinyvgg.errors import DatasetError
+from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.decode import (
     check_size,
     decode_image,
@@ -29,10 +30,11 @@ from tinyvgg.packing.decode import (
     read_image_size,
 )
 from tinyvgg.packing.folders import ImageSource, SourceImage, show_path
-from tinyvgg.packing.sizes import read_image
+from tinyvgg.packing.sizes import read_stamped_image
+from tinyvgg.packing.trees import Stamp
 from tinyvgg.shards.jpeg import JPEG_START, MAX_SCANS, count_scans, decoding, read_plain_size
 from tinyvgg.shards.jpeg_shards import JpegFile, write_jpeg_shard
-from tinyvgg.shards.manifest import BLOCK_ROWS, ImageFormat, ShardRecord
+from tinyvgg.shards.manifest import BLOCK_ROWS, AnyFormat, ImageFormat, ShardRecord
 from tinyvgg.shards.memory import SMALL_PIXELS
 from tinyvgg.shards.store import write_shard
 
@@ -57,6 +59,8 @@ class Block:
         sizes: (height, width) of its images; two of them if there are more.
         bad_files: and why they cannot be packed.
         recoded: and why they could not be stored as they are.
+        stamps: of the files that were read, size and time of one after the other.
+        digests: of the files that were read, 64 bits each: CRC-32 and size.
     """
 
     content: Any
@@ -67,6 +71,13 @@ class Block:
     sizes: set[tuple[int, int]] = field(default_factory=set)
     bad_files: list[tuple[SourceImage, str]] = field(default_factory=list)
     recoded: list[tuple[SourceImage, str]] = field(default_factory=list)
+    stamps: list[int] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+
+    def note_file(self, stamp: Stamp, num_bytes: int, crc32: int) -> None:
+        """Note what tells a file from its later self, and from other files."""
+        self.stamps += stamp
+        self.digests.append(crc32 << 32 | num_bytes & 0xFFFF_FFFF)
 
 
 class Encoder(Protocol):
@@ -121,7 +132,9 @@ class RawEncoder:
 
         for pixels, image in zip(images, rows, strict=True):
             try:
-                decode_image(read_image(self.source, image), pixels, resize=self.resize)
+                data, stamp = read_stamped_image(self.source, image)
+                block.note_file(stamp, len(data), zlib.crc32(data))
+                decode_image(data, pixels, resize=self.resize)
             except (DatasetError, OSError, MemoryError) as error:
                 _note(block, image, error)
         block.sums = sum_channels(images)
@@ -183,7 +196,8 @@ class JpegEncoder:
 
         for image in rows:
             try:
-                data, size, reason = self._read_jpeg(image)
+                file, stamp = read_stamped_image(self.source, image)
+                data, size, reason = self._make_jpeg(file)
                 pixels.add(data, size)
             except (DatasetError, OSError, MemoryError) as error:
                 _note(block, image, error)
@@ -194,7 +208,9 @@ class JpegEncoder:
                 block.sizes.add(size)
             is_kept = kept_bytes + len(data) <= self.kept_bytes
             kept_bytes += len(data) if is_kept else 0
-            files.append(_StoredFile(image, size, data if is_kept else None, zlib.crc32(data)))
+            crc32 = zlib.crc32(data)
+            files.append(_StoredFile(image, size, data if is_kept else None, crc32))
+            block.note_file(stamp, len(file), zlib.crc32(file) if reason else crc32)
         pixels.close()
         return block
 
@@ -219,7 +235,7 @@ class JpegEncoder:
         if file.data is not None:
             return file.data
         try:
-            data, _, _ = self._read_jpeg(file.image)
+            data, _, _ = self._make_jpeg(read_stamped_image(self.source, file.image)[0])
         except OSError as error:
             error.filename = error.filename or show_path(file.image.path)
             raise
@@ -229,13 +245,12 @@ class JpegEncoder:
             )
         return data
 
-    def _read_jpeg(self, image: SourceImage) -> tuple[bytes, tuple[int, int], str]:
+    def _make_jpeg(self, data: bytes) -> tuple[bytes, tuple[int, int], str]:
         """Return a plain JPEG, its size, and why it is another file than that of the source.
 
         Raises:
             DatasetError: there is none that can be stored.
         """
-        data = read_image(self.source, image)
         reason = ""
         num_scans = count_scans(data) if data.startswith(JPEG_START) else 0
         if num_scans > MAX_SCANS:  # which Pillow would decode, too
@@ -270,6 +285,15 @@ def _name_obstacle(data: bytes) -> str:
         return str(error)
     except KeyError:
         return "subsampling 4:4:1"
+
+
+def make_encoder(
+    config: PackConfig, source: ImageSource, image: AnyFormat, num_threads: int
+) -> Encoder:
+    """Return what makes shards of images."""
+    if isinstance(image, ImageFormat):
+        return RawEncoder(source, image, num_threads, resize=config.resize is not None)
+    return JpegEncoder(source, num_threads, config.recode)
 
 
 class _PixelSums:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tinyvgg.durable import sync_folder
 from tinyvgg.errors import DatasetError
+from tinyvgg.packing.journal import JOURNAL
 from tinyvgg.packing.locking import name_locks
 from tinyvgg.regular import read_regular_file
 from tinyvgg.shards.manifest import MANIFEST_NAME, SHARD_NAME, is_manifest
@@ -66,6 +67,7 @@ def check_out(given: Path, out: Path, *, overwrite: bool) -> None:
             shutil.rmtree(replaced)
         else:
             replaced.rename(out)
+    _mend_journal(out)
     if not out.exists():
         return
     if out.is_dir() and not any(out.iterdir()):
@@ -122,25 +124,45 @@ def _check_empty(given: Path, out: Path) -> None:
         ) from error
 
 
+def _mend_journal(out: Path) -> None:
+    """Put back the journal of an OUT.partial that was not renamed, or remove that of one that was.
+
+    It stands beside OUT.partial for the moment in which that becomes OUT.
+    """
+    kept, partial = _name_kept_journal(out), name_partial(out)
+    if kept.exists() and partial.exists() and not (partial / JOURNAL).exists():
+        kept.rename(partial / JOURNAL)
+    elif kept.exists():
+        shutil.rmtree(kept)
+
+
 def publish(partial: Path, out: Path) -> None:
-    """Give the finished folder its name; an old OUT goes away only now."""
-    replaced = _name_replaced(out)
+    """Give the finished folder its name, without its journal; an old OUT goes away only now."""
+    replaced, kept = _name_replaced(out), _name_kept_journal(out)
+    (partial / JOURNAL).rename(kept)
     if out.exists():
         out.rename(replaced)
     partial.rename(out)
     sync_folder(out.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
+    shutil.rmtree(kept)
 
 
 def name_written(out: Path) -> list[Path]:
     """Name all that is written for OUT: itself, its lock, and what it is before and after."""
-    return [out, name_partial(out), *name_locks(out), _name_replaced(out)]
+    beside = name_partial(out), _name_replaced(out), _name_kept_journal(out)
+    return [out, *name_locks(out), *beside]
 
 
 def name_partial(out: Path) -> Path:
     """Name the folder that becomes OUT."""
     return out.with_name(out.name + ".partial")
+
+
+def _name_kept_journal(out: Path) -> Path:
+    """Name the journal while OUT.partial becomes OUT."""
+    return out.with_name(out.name + ".partial-journal")
 
 
 def _name_replaced(out: Path) -> Path:

@@ -1,35 +1,23 @@
 """Pack: class folders or a zip to a folder of uint8 shards, each image decoded once.
 
-From: `folders` (sorted paths and labels) and `decode` (pixels).
-To:   `shards.store`, which writes the files; `loading` opens them.
+From: `folders` (sorted paths and labels) and `tasks` (which images make a shard).
+To:   `partial`, which has the shards written; `loading` opens what they become.
 
-    one thread      hands out blocks of 256 images, in order, as buffers come free
-    decode threads  read, decode and sum up a block          (without the GIL, save a few µs)
-    write threads   hash, checksum, write and fsync a shard, block by block, in order
+Promises: the bytes depend on the images alone, not on threads, processes, machines or kills; OUT
+appears by one rename, complete, or not at all. What is finished of a killed pack stays in
+OUT.partial for the same command; after a bad image nothing stays.
 
-Promises: the bytes depend on the images alone, not on the number of threads; memory is 32 MiB
-of buffers, or an image for each decode thread and two more where that is more, besides what
-decoding takes (`decode`); OUT appears by one rename, complete, or not at all.
-
-Bad images are found on the first pass over a split. With `--on-bad skip` the split is then
-packed again without them: they are rare, and a second pass is simpler than rows that move. A
-fault of the machine while an image is read (EIO, EMFILE, …) says nothing of that image: it ends
-the pack, also under `--on-bad skip`.
+`pack_images` makes OUT: of all shards, or with `--finish` of those that parts packed; `pack_part`
+packs one of N parts into OUT.partial.
 """
 
 import contextlib
-import functools
 import logging
-import math
-import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +25,10 @@ from numpy.typing import NDArray
 from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.csv_list import CsvList
-from tinyvgg.packing.encoders import Block, Encoder, JpegEncoder, RawEncoder
-from tinyvgg.packing.equal_files import NotingTree
+from tinyvgg.packing.equal_files import list_equal_files
 from tinyvgg.packing.folders import ImageSource, SourceImage, list_images, show_path
 from tinyvgg.packing.holdout import Holdout
-from tinyvgg.packing.interrupts import run_interruptible
+from tinyvgg.packing.journal import JOURNAL
 from tinyvgg.packing.locking import hold_lock
 from tinyvgg.packing.out_folder import (
     check_beside,
@@ -51,65 +38,51 @@ from tinyvgg.packing.out_folder import (
     publish,
     resolve_out,
 )
+from tinyvgg.packing.partial import PartialPack, StartSplit, num_cores
+from tinyvgg.packing.parts import check_parts, hold_part, name_part, refuse_running_parts
+from tinyvgg.packing.ray_tasks import check_ray
+from tinyvgg.packing.records import make_manifest
 from tinyvgg.packing.sizes import find_image_format
+from tinyvgg.packing.tasks import ShardTask
 from tinyvgg.shards.manifest import (
     SPLITS,
-    ClassRecord,
+    AnyFormat,
     ImageFormat,
     JpegFormat,
     Manifest,
-    RecodedFile,
-    ShardRecord,
-    SkippedFile,
-    SourceRecord,
-    SplitRecord,
-    Splits,
 )
 from tinyvgg.shards.store import write_manifest
 
-NUM_WRITERS = 2  # one hashes and writes while the other waits for fsync
+COMMAND = "tinyvgg pack"
+WAIT_SEC = 20  # of a part, for others that begin or for a `--finish`
 
 logger = logging.getLogger("tinyvgg")
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """Images that belong into one shard, and its blocks as they are handed out; None ends them."""
+class PackedPart:
+    """What `pack_part` did.
 
-    split: str
-    index: int
-    images: list[SourceImage]
-    blocks: "SimpleQueue[Future[Block] | None]"
+    Attributes:
+        folder: OUT.partial.
+        part: "2/4".
+        num_shards: of the part; all are finished, save those with bad files.
+        num_images: in them.
+        bad_files: paths and reasons, under `--on-bad skip`.
+    """
 
-
-@dataclass
-class _WrittenShard:
-    """What the blocks of a shard add up to; `record` is there when it is written."""
-
-    sums: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 3), np.int64))
-    num_pixels: int = 0
-    sizes: set[tuple[int, int]] = field(default_factory=set)
-    bad_files: list[tuple[SourceImage, str]] = field(default_factory=list)
-    recoded: list[tuple[SourceImage, str]] = field(default_factory=list)
-    record: ShardRecord | None = None
-
-    def add(self, block: Block) -> None:
-        """Add what was learned of a block."""
-        self.sums += block.sums
-        self.num_pixels += block.num_pixels
-        if len(self.sizes) < 2:
-            self.sizes |= block.sizes
-        self.bad_files += block.bad_files
-        self.recoded += block.recoded
+    folder: Path
+    part: str
+    num_shards: int
+    num_images: int
+    bad_files: list[tuple[str, str]]
 
 
-def pack_images(
-    config: PackConfig, start_split: Callable[[str, int], Callable[[int], None]]
-) -> Manifest:
+def pack_images(config: PackConfig, start_split: StartSplit) -> Manifest:
     """Pack a source into a new folder and return the manifest.
 
     Args:
-        config: what to pack, where to and how.
+        config: what to pack, where to and how; with `finish`, of shards that parts packed.
         start_split: called with the name of a split and its number of images; returns what is
             then called, from several threads, with numbers of images done.
 
@@ -117,267 +90,218 @@ def pack_images(
         The manifest that was written into OUT.
 
     Raises:
-        DatasetError: the source or OUT cannot be used as they are; nothing is left behind.
-        OSError: the disk cannot be written; nothing is left behind.
+        DatasetError: the source or OUT cannot be used as they are, or parts are missing; after a
+            bad image nothing is left behind, but what parts packed.
+        OSError: the disk cannot be written; finished shards stay for the same command.
+        KeyboardInterrupt: so do they after a signal.
     """
+    if config.engine == "ray":
+        check_ray()
     out = resolve_out(config.out)
     check_beside(config.out, out)
-    with hold_lock(out, "tinyvgg pack"), contextlib.ExitStack() as stack:
+    with hold_lock(out, COMMAND), contextlib.ExitStack() as stack:
         check_out(config.out, out, overwrite=config.overwrite)
         partial = name_partial(out)
-        if partial.exists():  # of a killed run: nobody else holds the lock
-            shutil.rmtree(partial)
-        # Pillow warns of odd EXIF or palettes; only the pixels matter. Here, once, because
-        # filters belong to the process and decode threads would restore each other's.
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        source = _list_source(config, out)
-        stack.callback(source.tree.close)
-        noting = NotingTree(source.tree, (image.path for image in source.splits["val"]))
-        num_threads = config.workers or _num_cores()
-        noted = replace(source, tree=noting)
-        encoder: Encoder
-        if config.encoding == "raw":
-            image = find_image_format(source, config.resize, num_threads)
-            _check_space(out, source, image)
-            encoder = RawEncoder(noted, image, num_threads, resize=config.resize is not None)
-        else:
-            encoder = JpegEncoder(noted, num_threads, config.recode)
-        try:
-            partial.mkdir(parents=True)
-            packer = _Packer(config, noted, encoder, num_threads, partial, start_split)
-            splits = packer.pack()
-            bad_files = [
-                (file.path, file.reason) for split in SPLITS for file in splits[split].skipped
-            ]
-            if bad_files and config.on_bad == "fail":
-                remedy = "mend or remove them, or leave them out with --on-bad skip"
-                raise DatasetError(bad_files_text(source.name, bad_files, remedy))
-            classes = [
-                ClassRecord(folder=show_path(folder), words=words)
-                for folder, words in zip(source.class_folders, source.class_words, strict=True)
-            ]
-            manifest = Manifest(
-                format=1 if config.encoding == "raw" else 2,
-                image=image if config.encoding == "raw" else packer.find_jpeg_format(),
-                classes=classes,
-                splits=Splits(**splits),
-                source=_record_source(config, source),
-            )
-            manifest = write_manifest(partial, manifest)
+        refuse_running_parts(partial)
+        source = _open_source(config, out, stack)
+        image = _find_format(config, source)
+        if config.finish and not partial.exists():
+            raise DatasetError(f"{partial}: no such folder; pack the parts first, with --part I/N")
+        with _removing_what_is_of_no_use(partial) as packs:
+            partial.mkdir(parents=True, exist_ok=True)
+            pack = PartialPack(partial, config, source, image, start_split, "whole")
+            packs.append(pack)
+            tasks = _pack_all(pack, out)
+            manifest = write_manifest(partial, make_manifest(pack, tasks))
             publish(partial, out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        _warn_of_equal(source.name, noting.list_equal(), splits["val"])
+        _warn_of_equal(pack, tasks)
     return manifest
 
 
-@dataclass(frozen=True)
-class _Packer:
-    """Packs all splits into `folder`, one after the other through one set of threads."""
+@contextlib.contextmanager
+def _removing_what_is_of_no_use(partial: Path) -> Iterator[list[PartialPack]]:
+    """Remove OUT.partial on an error, unless shards in it are finished and no image is bad.
 
-    config: PackConfig
-    source: ImageSource
-    encoder: Encoder
-    num_threads: int
-    folder: Path
-    start_split: Callable[[str, int], Callable[[int], None]]
-    sizes: set[tuple[int, int]] = field(default_factory=set)  # of packed images; two of many
+    What parts have packed stays in any case.
+    """
+    packs: list[PartialPack] = []
+    try:
+        yield packs
+    except BaseException as error:
+        is_used = any((partial / JOURNAL).glob("*.jsonl"))
+        for pack in packs:
+            is_bad = isinstance(error, DatasetError) and any(pack.bad_files.values())
+            is_used = pack.journal.has_parts or (bool(pack.journal.lines) and not is_bad)
+        if not is_used:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
-    def pack(self) -> dict[str, SplitRecord]:
-        """Return the records of the splits; under `--on-bad fail` they only list what is bad."""
-        todo = self.source.splits
-        skipped: dict[str, list[SkippedFile]] = {split: [] for split in SPLITS}
-        records = {}
-        while todo:
-            written = run_interruptible(functools.partial(self._write_shards, todo))
-            again = {}
-            for split, shards in written.items():
-                bad = [item for shard in shards for item in shard.bad_files]
-                skipped[split] += [
-                    SkippedFile(path=show_path(image.path), reason=reason) for image, reason in bad
-                ]
-                if bad and self.config.on_bad == "skip":
-                    again[split] = self._drop_images(split, todo[split], bad)
-                else:
-                    records[split] = self._make_record(shards, skipped[split])
-            todo = again
-        return records
 
-    def find_jpeg_format(self) -> JpegFormat:
-        """Return the format of the files that were packed: with their size if all have one."""
-        if len(self.sizes) != 1:
-            return JpegFormat()
-        ((height, width),) = self.sizes
-        return JpegFormat(height=height, width=width)
+def pack_part(config: PackConfig, start_split: StartSplit) -> PackedPart:
+    """Pack one of N parts of the shards into OUT.partial; what others packed stays as it is.
 
-    def _drop_images(
-        self, split: str, images: list[SourceImage], bad: list[tuple[SourceImage, str]]
-    ) -> list[SourceImage]:
-        """Return the images without the bad ones, and remove what was written of the split."""
-        dropped = {image.path for image, _ in bad}
-        left = [image for image in images if image.path not in dropped]
-        reasons = [(show_path(image.path), reason) for image, reason in bad]
-        without = {image.label for image in images} - {image.label for image in left}
-        if split == "train" and without:
-            names = ", ".join(show_path(self.source.class_folders[n]) for n in sorted(without)[:3])
-            title = f"{self.source.name}: every train image of {len(without):,} classes is bad"
-            raise DatasetError(
-                bad_files_text(f"{title} ({names})", reasons, "mend them, or remove the classes")
-            )
-        if len(left) < len(bad):
-            title = f"{self.source.name}: {len(bad):,} of {len(images):,} {split} images are bad"
-            raise DatasetError(
-                bad_files_text(title, reasons, "so many are not skipped, mend or remove them")
-            )
-        for path in self.folder.glob(f"{split}-*.npy"):
-            path.unlink()
-        return left
+    Args:
+        config: with `part`.
+        start_split: as for `pack_images`, with the images of this part.
 
-    def _make_record(self, shards: list[_WrittenShard], skipped: list[SkippedFile]) -> SplitRecord:
-        num_pixels = max(1, sum(shard.num_pixels for shard in shards))  # 0: all are bad
-        mean, std = _mean_std(np.sum([shard.sums for shard in shards], axis=0), num_pixels)
-        records = [shard.record for shard in shards if shard.record is not None]
-        recoded = [
-            RecodedFile(path=show_path(image.path), reason=reason)
-            for shard in shards
-            for image, reason in shard.recoded
-        ]
-        self.sizes.update(*(shard.sizes for shard in shards))
-        return SplitRecord(
-            num_images=sum(record.num_images for record in records),
-            mean=mean,
-            std=std,
-            shards=records,
-            skipped=skipped,
-            recoded=recoded or None,
+    Returns:
+        What was done.
+
+    Raises:
+        DatasetError: the source or OUT cannot be used as they are, or OUT.partial is of other
+            options; or, under `--on-bad fail`, an image of the part is bad.
+        OSError: the disk cannot be written; finished shards stay.
+    """
+    assert config.part_of is not None
+    index, num_parts = config.part_of
+    out = resolve_out(config.out)
+    check_beside(config.out, out)
+    partial = name_partial(out)
+    with contextlib.ExitStack() as stack:
+        source = _open_source(config, out, stack)
+        image = _find_format(config, source)
+        with hold_lock(out, COMMAND, WAIT_SEC, keep_file=True):
+            check_out(config.out, out, overwrite=config.overwrite)
+            partial.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold_part(partial, index, num_parts))
+            writer = name_part(index, num_parts)
+            pack = PartialPack(partial, config, source, image, start_split, writer)
+            _refuse_other_options(pack)
+            pack.journal.begin(pack.header)
+        if config.on_bad == "skip":
+            pack.take_known_bad()
+        tasks = pack.plan_part(index, num_parts)
+        others = pack.find_finished(tasks)
+        pack.say_resumed(len(tasks), others)
+        with pack.saying_what_stays(len(tasks)):
+            found = pack.write(tasks)
+    bad_files = [(show_path(p), reason) for split in SPLITS for p, reason in found[split].items()]
+    if bad_files and config.on_bad == "fail":
+        remedy = (
+            "mend or remove them and pack the part again, or pass --on-bad skip to all parts and "
+            "to --finish"
         )
-
-    def _write_shards(
-        self, splits: dict[str, list[SourceImage]], stop: Event
-    ) -> dict[str, list[_WrittenShard]]:
-        """Write all shards of some splits; rows of bad images hold anything."""
-        encoder = self.encoder
-        free: SimpleQueue[NDArray[np.uint8] | None] = SimpleQueue()
-        for _ in range(encoder.num_buffers):
-            free.put(encoder.new_buffer())
-        with (
-            ThreadPoolExecutor(self.num_threads) as decoders,
-            ThreadPoolExecutor(NUM_WRITERS) as pool,
-        ):
-            writing: dict[str, list[Future[_WrittenShard]]] = {split: [] for split in splits}
-            try:
-                for split, index, rows in self._list_shards(splits):
-                    if index == 0:
-                        advance = self.start_split(split, len(splits[split]))
-                    blocks: SimpleQueue[Future[Block] | None] = SimpleQueue()
-                    shard = _Shard(split, index, rows, blocks)
-                    writing[split].append(pool.submit(self._write_shard, shard, free, advance))
-                    try:
-                        for start in range(0, len(rows), encoder.num_rows):
-                            buffer = free.get()  # waits here: this bounds the memory
-                            if stop.is_set():
-                                return {}
-                            if buffer is None:  # a writer gave up, result() says why
-                                return _results(writing)
-                            part = rows[start : start + encoder.num_rows]
-                            blocks.put(decoders.submit(encoder.encode, part, buffer))
-                    finally:
-                        blocks.put(None)
-            except BaseException:
-                decoders.shutdown(cancel_futures=True)
-                raise
-            return _results(writing)
-
-    def _list_shards(
-        self, splits: dict[str, list[SourceImage]]
-    ) -> Iterator[tuple[str, int, list[SourceImage]]]:
-        """Yield (split, index, images) of every shard, in order."""
-        size = self.config.shard_size
-        for split, images in splits.items():
-            for index, first in enumerate(range(0, len(images), size)):
-                yield split, index, images[first : first + size]
-
-    def _write_shard(
-        self,
-        shard: _Shard,
-        free: "SimpleQueue[NDArray[np.uint8] | None]",
-        advance: Callable[[int], None],
-    ) -> _WrittenShard:
-        """Write one shard from its blocks as they come; runs in a write thread."""
-        written = _WrittenShard()
-
-        def receive_blocks() -> Iterator[Block]:
-            while (encoding := shard.blocks.get()) is not None:
-                block = encoding.result()
-                yield block
-                written.add(block)
-                free.put(block.buffer)
-                advance(block.num_images)
-
-        labels = np.array([image.label for image in shard.images], np.int64)
-        try:
-            written.record = self.encoder.write(
-                self.folder, shard.split, shard.index, receive_blocks(), labels
-            )
-        except BaseException:
-            free.put(None)
-            raise
-        return written
+        title = f"{source.name}, part {config.part}"
+        raise DatasetError(bad_files_text(title, bad_files, remedy))
+    num_images = sum(len(task.images) for task in tasks)
+    return PackedPart(partial, str(config.part), len(tasks), num_images, bad_files)
 
 
-def _list_source(config: PackConfig, out: Path) -> ImageSource:
+def describe_part(part: PackedPart) -> str:
+    """Return one line for a packed part: what is there and what comes next."""
+    num_bad = len(part.bad_files)
+    bad = f"; {num_bad:,} bad files, whose shards --finish packs without them" if num_bad else ""
+    return (
+        f"{part.folder}: part {part.part} is packed, {part.num_shards:,} shards of "
+        f"{part.num_images:,} images{bad}; after all parts: --finish"
+    )
+
+
+def _open_source(config: PackConfig, out: Path, stack: contextlib.ExitStack) -> ImageSource:
+    """List the source, open until the stack ends."""
+    # Pillow warns of odd EXIF or palettes; only the pixels matter. Here, once, because
+    # filters belong to the process and decode threads would restore each other's.
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
     holdout = None if config.val_share is None else Holdout(config.val_share, config.seed)
     csv_list = None
     if config.csv is not None:
         columns = config.csv_path_column, config.csv_label_column, config.csv_split_column
         csv_list = CsvList(config.csv, *columns)
-    return list_images(config.source, holdout, csv_list, name_written(out))
+    source = list_images(config.source, holdout, csv_list, name_written(out))
+    stack.callback(source.tree.close)
+    return source
 
 
-def _warn_of_equal(name: str, val_paths: list[str], val: SplitRecord) -> None:
-    """Count the packed val images whose files are those of train images, byte for byte."""
-    skipped = {file.path for file in val.skipped}
-    paths = [path for path in val_paths if show_path(path) not in skipped]
-    if paths:
+def _find_format(config: PackConfig, source: ImageSource) -> AnyFormat:
+    """Return what images become; every part finds the same."""
+    if config.encoding == "jpeg":
+        return JpegFormat()
+    return find_image_format(source, config.resize, config.workers or num_cores())
+
+
+def _pack_all(pack: PartialPack, out: Path) -> list[ShardTask]:
+    """Have all shards finished; return their tasks.
+
+    Under `--on-bad skip` those are of the images that are left.
+    """
+    config = pack.config
+    _prepare(pack)
+    is_first = True
+    while True:
+        _check_left(pack)
+        tasks = pack.plan()
+        others = pack.find_finished(tasks)
+        if is_first:
+            if not config.finish:
+                pack.say_resumed(len(tasks), others)
+            pack.journal.remove_strays(pack.name_files(tasks))
+            _check_space(out, pack.list_todo(tasks), pack.image)
+            is_first = False
+        with pack.saying_what_stays(len(tasks)):
+            found = pack.write(tasks)
+        for split in SPLITS:
+            pack.bad_files[split] |= found[split]
+        if not any(found.values()):
+            pack.journal.remove_strays(pack.name_files(tasks))
+            return tasks
+        if config.on_bad == "fail":
+            bad_files = [file for split in SPLITS for file in pack.list_bad(split)]
+            remedy = "mend or remove them, or leave them out with --on-bad skip"
+            raise DatasetError(bad_files_text(pack.source.name, bad_files, remedy))
+
+
+def _prepare(pack: PartialPack) -> None:
+    """Take over what is in OUT.partial, or refuse it, or remove it."""
+    if pack.journal.has_parts:
+        _refuse_other_options(pack)
+    elif other := pack.find_other_option():
         logger.warning(
-            "%s: %s of %s val images are in train too, byte for byte (%s), so scores are not of "
-            "new images; remove them from one of the two",
-            name,
-            f"{len(paths):,}",
-            f"{val.num_images:,}",
-            ", ".join(map(show_path, paths[:3])) + (", …" if len(paths) > 3 else ""),
+            "%s: begun with %s %s, now it is %s, so packing starts over", pack.folder, *other
+        )
+        pack.start_over()
+    if pack.config.on_bad == "skip":
+        pack.take_known_bad()
+    if pack.config.finish:
+        check_parts(pack)
+
+
+def _refuse_other_options(pack: PartialPack) -> None:
+    if other := pack.find_other_option():
+        name, then, now = other
+        raise DatasetError(
+            f"{pack.folder}: begun with {name} {then}, now it is {now}; give all parts and "
+            f"--finish the same, or remove {pack.folder}"
         )
 
 
-def _record_source(config: PackConfig, source: ImageSource) -> SourceRecord | None:
-    """Return what the manifest says of the source; None where it is plain."""
-    if config.val_share is None and not source.unpacked:
-        return None
-    return SourceRecord(
-        val_share=config.val_share,
-        val_seed=None if config.val_share is None else config.seed,
-        unpacked=source.unpacked or None,
-    )
+def _check_left(pack: PartialPack) -> None:
+    """Refuse to skip all of a class, or most of a split."""
+    for split, left in pack.list_left().items():
+        images, reasons = pack.source.splits[split], pack.list_bad(split)
+        if not reasons:
+            continue
+        without = {image.label for image in images} - {image.label for image in left}
+        if split == "train" and without:
+            folders = pack.source.class_folders
+            names = ", ".join(show_path(folders[n]) for n in sorted(without)[:3])
+            title = f"{pack.source.name}: every train image of {len(without):,} classes is bad"
+            raise DatasetError(
+                bad_files_text(f"{title} ({names})", reasons, "mend them, or remove the classes")
+            )
+        if len(left) < len(reasons):
+            title = (
+                f"{pack.source.name}: {len(reasons):,} of {len(images):,} {split} images are bad"
+            )
+            raise DatasetError(
+                bad_files_text(title, reasons, "so many are not skipped, mend or remove them")
+            )
 
 
-def _results(writing: dict[str, list[Future[_WrittenShard]]]) -> dict[str, list[_WrittenShard]]:
-    return {split: [job.result() for job in jobs] for split, jobs in writing.items()}
-
-
-def _mean_std(sums: NDArray[np.int64], num_pixels: int) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel on the 0-to-1 scale, from exact sums."""
-    mean, std = [], []
-    for total, squares in zip(*sums.tolist(), strict=True):
-        mean.append(total / (255 * num_pixels))
-        variance = num_pixels * squares - total * total  # of integers: no cancellation
-        std.append(math.sqrt(variance) / (255 * num_pixels))
-    return mean, std
-
-
-def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
-    needed = sum(len(images) for images in source.splits.values()) * (image.num_bytes + 8)
+def _check_space(out: Path, todo: Sequence[ShardTask], image: AnyFormat) -> None:
+    if not isinstance(image, ImageFormat):
+        return
+    needed = sum(len(task.images) for task in todo) * (image.num_bytes + 8)
     parent = next(folder for folder in out.parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:
@@ -386,8 +310,21 @@ def _check_space(out: Path, source: ImageSource, image: ImageFormat) -> None:
         )
 
 
-def _num_cores() -> int:
-    """Return the CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _warn_of_equal(pack: PartialPack, tasks: Sequence[ShardTask]) -> None:
+    """Count the packed val images whose files are those of train images, byte for byte."""
+    images: dict[str, list[SourceImage]] = {}
+    digests: dict[str, NDArray[np.uint64]] = {}
+    for split in SPLITS:
+        own = [task for task in tasks if task.split == split]
+        images[split] = [image for task in own for image in task.images]
+        digests[split] = np.concatenate([pack.written[task.name].digests for task in own])
+    paths = list_equal_files(pack.source, images, digests)
+    if paths:
+        logger.warning(
+            "%s: %s of %s val images are in train too, byte for byte (%s), so scores are not of "
+            "new images; remove them from one of the two",
+            pack.source.name,
+            f"{len(paths):,}",
+            f"{len(images['val']):,}",
+            ", ".join(map(show_path, paths[:3])) + (", …" if len(paths) > 3 else ""),
+        )

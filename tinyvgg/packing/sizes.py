@@ -15,6 +15,7 @@ from tinyvgg.errors import DatasetError, bad_files_text
 from tinyvgg.packing.decode import read_image_size
 from tinyvgg.packing.folders import ImageSource, SourceImage, show_path
 from tinyvgg.packing.interrupts import run_interruptible
+from tinyvgg.packing.trees import Stamp
 from tinyvgg.regular import is_of_the_file
 from tinyvgg.shards.manifest import ImageFormat
 
@@ -74,14 +75,19 @@ def _count_sizes(
 
 
 def read_image(source: ImageSource, image: SourceImage) -> bytes:
-    """Return the bytes of an image.
+    """Return the bytes of an image; as `read_stamped_image`."""
+    return read_stamped_image(source, image)[0]
+
+
+def read_stamped_image(source: ImageSource, image: SourceImage) -> tuple[bytes, Stamp]:
+    """Return the bytes of an image, and the stamp of its file.
 
     Raises:
         DatasetError: the file is none that can be read.
         OSError: the machine cannot read it.
     """
     try:
-        return source.tree.read_file(image.path)
+        return source.tree.read_stamped(image.path)
     except OSError as error:
         if is_of_the_file(error):
             raise DatasetError(error.strerror or str(error)) from error

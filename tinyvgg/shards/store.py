@@ -41,6 +41,7 @@ from tinyvgg.shards.manifest import (
     BLOCK_ROWS,
     MANIFEST_NAME,
     SPLITS,
+    AnyFormat,
     HeadChecksums,
     ImageFormat,
     JpegFormat,
@@ -411,7 +412,7 @@ def open_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> Shard:
         ShardError: a file is not what the manifest says, as far as `open_dataset` looks.
     """
     offsets = sizes = None
-    offset = check_images(folder, manifest, record)
+    offset = check_images(folder, manifest.image, record)
     if isinstance(manifest.image, ImageFormat):
         shape: tuple[int, ...] = (record.num_images, *manifest.image.size, manifest.image.channels)
     else:
@@ -442,9 +443,24 @@ def _check_one_size(path: Path, sizes: NDArray[np.int32], image: JpegFormat) -> 
         )
 
 
-def check_images(folder: Path, manifest: Manifest, record: ShardRecord) -> int:
+def check_shard_files(folder: Path, record: ShardRecord, image: AnyFormat) -> None:
+    """Check the files of a shard as opening it does: all but the bytes of its images.
+
+    Raises:
+        ShardError: a file is not what the record says.
+        OSError: it cannot be read.
+    """
+    check_images(folder, image, record)
+    if record.is_jpeg:
+        read_offsets(folder, record)
+        read_sizes(folder, record)
+    check_labels(folder, record)
+    if hashlib.sha256((folder / record.labels).read_bytes()).hexdigest() != record.labels_sha256:
+        raise ShardError(f"{folder / record.labels}: its labels are damaged; pack them again")
+
+
+def check_images(folder: Path, image: AnyFormat, record: ShardRecord) -> int:
     """Check size and header of an image file, and return where the images begin."""
-    image = manifest.image
     if isinstance(image, JpegFormat):
         return check_jpeg_bytes(folder, record)
     shape = (record.num_images, *image.size, image.channels)

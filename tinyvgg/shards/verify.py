@@ -93,7 +93,7 @@ def _verify_images(
 ) -> Iterator[str]:
     path = folder / record.images
     try:
-        header_bytes = check_images(folder, manifest, record)
+        header_bytes = check_images(folder, manifest.image, record)
         block_bytes = _list_block_bytes(folder, manifest, record)
         sha256, block_crc32 = _read_checksums(path, header_bytes, block_bytes)
     except ShardError as error:
