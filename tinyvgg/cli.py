@@ -136,7 +136,7 @@ def run_train(argv: Sequence[str]) -> int:
     recipe, options, output = flags.build_recipe(), flags.run, flags.output
 
     from tinyvgg.ranks import joined_world
-    from tinyvgg.reporting.console import line_printer, print_json
+    from tinyvgg.reporting.console import print_json
     from tinyvgg.reporting.run_lines import following
     from tinyvgg.runs.fit import open_run, train_run
     from tinyvgg.runs.folder import RunFolder
@@ -161,12 +161,19 @@ def run_train(argv: Sequence[str]) -> int:
         run = open_run(recipe, dataset, device, flags.out, options, is_main=rank == 0)
         with following(run, output) as callback:
             train_run(run, stop, callback)
-        if rank == 0 and not run.is_finished:
-            show = line_printer(is_json=output.json)
-            show(f"{flags.out}: stopped at step {run.trainer.step:,}; --resume continues it")
         if rank == 0 and output.json:
             history = [asdict(record) for record in run.history]
-            print_json({"run": str(flags.out), "step": run.trainer.step, "history": history})
+            best = None if run.best is None else asdict(run.best)
+            print_json(
+                {
+                    "run": str(flags.out),
+                    "step": run.trainer.step,
+                    "history": history,
+                    "best": best,
+                    "is_finished": run.is_finished,
+                    "is_target_reached": run.is_target_reached,
+                }
+            )
         return 0 if stop.agreed is None else 128 + stop.agreed
 
 
