@@ -138,16 +138,14 @@ def run_train(argv: Sequence[str]) -> int:
     from tinyvgg.ranks import joined_world
     from tinyvgg.reporting.console import print_json
     from tinyvgg.reporting.run_lines import following
+    from tinyvgg.reporting.tracking import open_trackers
     from tinyvgg.runs.fit import open_run, train_run
     from tinyvgg.runs.folder import RunFolder
     from tinyvgg.runs.signals import stop_request
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device
 
-    if output.tensorboard:
-        from tinyvgg.reporting.tensorboard import check_installed
-
-        check_installed()
+    trackers = open_trackers(output)
     dataset = open_dataset(flags.packed)
     if output.summary:
         from tinyvgg.reporting.run_lines import print_summary
@@ -159,7 +157,7 @@ def run_train(argv: Sequence[str]) -> int:
         if rank == 0:
             stack.enter_context(RunFolder(flags.out).writing())
         run = open_run(recipe, dataset, device, flags.out, options, is_main=rank == 0)
-        with following(run, output) as callback:
+        with following(run, output, trackers) as callback:
             train_run(run, stop, callback)
         if rank == 0 and output.json:
             history = [asdict(record) for record in run.history]

@@ -11,7 +11,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -23,6 +23,7 @@ from tinyvgg.reporting.progress import progress_bars
 from tinyvgg.reporting.run_log import RunLog
 from tinyvgg.reporting.tables import render_summary
 from tinyvgg.reporting.tracing import traced_steps
+from tinyvgg.reporting.tracking import Callbacks
 from tinyvgg.runs.checkpoint import EpochRecord
 from tinyvgg.runs.config import Output
 from tinyvgg.runs.fit import Callback, Run
@@ -130,24 +131,20 @@ class RunLines(Callback):
         self.is_drawn = False
 
     def draw(self) -> None:
-        """Draw the curves of all epochs so far, and write them for TensorBoard."""
+        """Draw the curves of all epochs so far."""
         self.is_drawn = True
         if self.run.folder is None:
             return
         history = [asdict(record) for record in self.run.history]
         try:
             plot_curves(history, self.run.folder.path)
-            if self.output.tensorboard:
-                from tinyvgg.reporting.tensorboard import write_events
-
-                write_events(history, self.run.folder.path / "tensorboard")
         except OSError as error:
             logger.warning("%s (the run itself is saved and continues)", explain_error(error)[1])
 
 
 @contextmanager
-def following(run: Run, output: Output) -> Iterator[Callback]:
-    """Print and draw a run that is trained in a `with` block; only rank 0's."""
+def following(run: Run, output: Output, trackers: Sequence[Callback] = ()) -> Iterator[Callback]:
+    """Print, draw and track a run that is trained in a `with` block; only rank 0's."""
     if run.folder is None:
         yield Callback()
         return
@@ -169,7 +166,7 @@ def following(run: Run, output: Output) -> Iterator[Callback]:
             advance = open_bar("train", run.last_step * trainer.loader.batch_size)
             advance(trainer.step * trainer.loader.batch_size)
             lines = RunLines(run, output, advance, count_step, log)
-            yield lines
+            yield Callbacks(lines, *trackers)
         for line in render_ending(run):
             lines.show(line)
         if run.history:
