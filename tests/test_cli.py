@@ -533,6 +533,7 @@ def test_bench_names_a_rate_for_every_stage_and_the_bottleneck(
         "step",
         "train (load + step)",
     ]
+    assert all(len(stage["windows"]) == 5 for stage in document["stages"])
     assert all(
         0 < stage["low"] <= stage["images_per_sec"] <= stage["high"] for stage in document["stages"]
     )

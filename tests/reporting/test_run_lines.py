@@ -88,9 +88,9 @@ def test_a_fast_run_says_no_figures_by_time(open_small: Callable[..., Run]) -> N
 
     assert [line.split(" loss")[0] for line in lines] == [
         "[1,     5]",
-        "epoch 1/2, 32 px, 0.0365 PFLOP: train",
+        "epoch 1/2, 32 px, 3.65e-05 PFLOP: train",
         "[2,     5]",
-        "epoch 2/2, 32 px, 0.073 PFLOP: train",
+        "epoch 2/2, 32 px, 7.3e-05 PFLOP: train",
     ]
 
 
