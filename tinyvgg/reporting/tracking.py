@@ -18,7 +18,6 @@ from dataclasses import asdict
 from typing import Any
 
 from tinyvgg.errors import TinyvggError
-from tinyvgg.ranks import find_rank
 from tinyvgg.reporting.sinks import SINKS, Sink
 from tinyvgg.runs.checkpoint import EpochRecord
 from tinyvgg.runs.config import Output
@@ -53,7 +52,7 @@ class Tracker(Callback):
         Raises:
             TinyvggError: it cannot be opened.
         """
-        if find_rank()[0] != 0:
+        if run.trainer.loader.rank != 0:
             return
         try:
             self.sink = SINKS[self.name](run, self.project)
