@@ -111,10 +111,12 @@ def test_what_is_said_by_time_changes_no_bit_of_the_run(
 def test_the_opening_names_network_images_device_and_steps(open_small: Callable[..., Run]) -> None:
     lines = list(render_opening(open_small(limit_steps=7)))
 
-    assert lines[0].startswith("network: network of") or lines[0].startswith("network: vgg11, 9,")
+    num_threads = torch.get_num_threads()
+    threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
+    assert lines[0] == "network: vgg11, 9,221,506 parameters, 0.91 GFLOP to train on an image"
     assert lines[1:] == [
         "images: 40 train and 10 val of 2 classes, 48x48, seen at 32 px, backend torch",
-        "device: cpu, amp off (as asked for), not compiled",
+        f"device: cpu, {threads}, amp off (as asked for), not compiled",
         "steps: 2 epochs of 5 steps of 8 images, 10 in all, at most 7 (--limit-steps)",
     ]
 

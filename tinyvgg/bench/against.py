@@ -44,6 +44,7 @@ logger = logging.getLogger("tinyvgg")
 
 READY_ROUNDS = 3  # DataLoader keeps two batches a worker ready, and one is being made
 MAX_WORKERS = 32  # swept to by default
+ENOUGH_REPEATS = 5  # for an interval that can be relied on
 FEW_CORES = 8  # up to which twice as many workers may be faster
 
 Opener = Callable[[], AbstractContextManager[Work]]
@@ -276,6 +277,8 @@ def render_page(found: Comparison) -> list[str]:
         f"{baseline.workers} workers, the best of {counts}: {ratio.verdict}.",
         "Brackets: 95 % bootstrap interval over the windows, repeat by repeat.",
     ]
+    if repeats < ENOUGH_REPEATS:
+        lines.append(f"{repeats} windows an arm are few: take the intervals as a hint.")
     if machine["busy_share"] > BUSY_SHARE:
         lines.append(
             f"Before it began, other work kept {100 * machine['busy_share']:.0f} % of the cores "

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
+import torch
+
 from tinyvgg.endings import explain_error
 from tinyvgg.model.summary import count_kept_bytes, summarize_network, train_flop
 from tinyvgg.reporting.console import line_printer, print_json, print_line, print_tables
@@ -198,13 +200,24 @@ def render_opening(run: Run) -> Iterable[str]:
     reason = trainer.amp_reason or "as asked for"
     compiled = "compiled" if trainer.compiled else "not compiled"
     ranks = f", {loader.world_size} processes" if loader.world_size > 1 else ""
-    yield f"device: {trainer.device}{ranks}, amp {trainer.amp} ({reason}), {compiled}"
+    device = f"{trainer.device}, {_describe_device(trainer.device)}{ranks}"
+    yield f"device: {device}, amp {trainer.amp} ({reason}), {compiled}"
     limit = f", at most {run.last_step:,} (--limit-steps)" if run.options.limit_steps else ""
     done = f"; {trainer.step:,} of them taken" if trainer.step else ""
     yield (
-        f"steps: {recipe.epochs:,} epochs of {len(loader):,} steps of {loader.batch_size:,} "
-        f"images, {trainer.num_steps:,} in all{limit}{done}"
+        f"steps: {_count(recipe.epochs, 'epoch')} of {_count(len(loader), 'step')} of "
+        f"{_count(loader.batch_size, 'image')}, {trainer.num_steps:,} in all{limit}{done}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _count(torch.get_num_threads(), "thread")
 
 
 def _join(sizes: Iterable[int]) -> str:
