@@ -1,5 +1,5 @@
-import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +8,9 @@ from PIL import Image
 from tests.conftest import known_images
 from tinyvgg.bench.setting import Setting, choose_setting
 from tinyvgg.model.vgg import check_image_size
-from tinyvgg.shards.store import PackedDataset
+from tinyvgg.packing.config import PackConfig
+from tinyvgg.packing.pack import pack_images
+from tinyvgg.shards.store import PackedDataset, open_dataset
 
 Pack = Callable[..., PackedDataset]
 
@@ -40,17 +42,17 @@ def test_images_get_a_network_that_takes_them_and_a_line_where_it_is_another(
     assert "--" not in setting.reason
 
 
-def test_several_sizes_are_scaled_to_the_middle_one_and_at_most_224(pack_arrays: Pack) -> None:
-    def encode(pixels: np.ndarray, number: int) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG")
-        return file.getvalue()
+@pytest.mark.parametrize(("sizes", "size"), [((100, 120, 140), 120), ((300, 400, 900), 224)])
+def test_several_sizes_are_scaled_to_the_middle_one_and_at_most_224(
+    sizes: tuple[int, ...], size: int, class_folders: Path, tmp_path: Path
+) -> None:
+    for number, path in enumerate(sorted(class_folders.rglob("*.JPEG"))):
+        side = sizes[number % 3]
+        Image.open(path).resize((side + 20, side)).save(path, "JPEG")
+    config = PackConfig(class_folders, tmp_path / "made", encoding="jpeg")
+    pack_images(config, lambda split, num_images: lambda num_done: None)
 
-    small = pack_arrays(
-        "jpeg", known_images(4), np.arange(4) % 2, known_images(2), np.arange(2), encode=encode
-    )
-    assert choose_setting(small) == Setting("vgg_net", None, "crop", (64, 64))
+    setting = choose_setting(open_dataset(config.out))
 
-    small.manifest.image.height = small.manifest.image.width = None  # type: ignore[assignment]
-    assert choose_setting(small).shown == (64, 64)
-    assert choose_setting(small).reason.startswith("images have several sizes: ")
+    reason = f"images have several sizes: boxes of them scaled to {size}x{size}, vgg11"
+    assert setting == Setting("vgg11", size, "resized-crop", (size, size), reason)
