@@ -1,8 +1,10 @@
 import json
 import multiprocessing
+import os
 import re
+import signal
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -134,12 +136,37 @@ def test_batches_come_in_rounds_of_one_a_worker_and_workers_end(
         assert multiprocessing.active_children() == []
 
 
+def test_a_worker_that_is_killed_is_an_error_in_one_line(
+    pack_folders: Callable[..., PackedDataset], class_folders: Path
+) -> None:
+    folder = open_image_folder(class_folders, lambda image: os.kill(os.getpid(), signal.SIGKILL))
+
+    with (
+        pytest.raises(DatasetError, match=r"DataLoader with 1 workers: .* --workers"),
+        image_folder_work(folder, 1, 4, CPU) as work,
+    ):
+        work()
+
+
 def test_images_that_were_packed_smaller_are_scaled_by_both(
     pack_folders: Callable[..., PackedDataset], class_folders: Path
 ) -> None:
     dataset = pack_folders(resize=48)
 
     assert check_same_images(open_image_folder(class_folders), dataset)
+
+
+def test_folders_that_the_val_images_were_drawn_from_are_taken(
+    class_folders: Path, tmp_path: Path
+) -> None:
+    config = PackConfig(class_folders / "train", tmp_path / "made", val_share=0.25)
+    (class_folders / "train").rename(class_folders / "all")
+    config = replace(config, source=class_folders / "all")
+    pack_images(config, lambda split, num_images: lambda num_done: None)
+    dataset = open_dataset(config.out)
+
+    assert (dataset.train.num_images, dataset.val.num_images) == (9, 3)
+    assert not check_same_images(open_image_folder(class_folders / "all"), dataset)
 
 
 def test_other_folders_are_refused(

@@ -90,17 +90,26 @@ def check_same_images(folder: Any, dataset: PackedDataset) -> bool:
     Raises:
         DatasetError: they are not the same images.
     """
-    root = Path(folder.root)
-    if folder.classes != dataset.class_names or len(folder) != dataset.train.num_images:
+    root, train = Path(folder.root), dataset.train
+    # where `pack` drew the val images from the same folders, both splits are there
+    is_drawn = len(folder) == train.num_images + dataset.val.num_images and root.name != "train"
+    if folder.classes != dataset.class_names or not (is_drawn or len(folder) == train.num_images):
+        num_bad = len(dataset.manifest.splits.train.skipped)
+        remedy = "name the folder that it was packed from"
+        if num_bad:
+            remedy += f"; ImageFolder needs one without the {num_bad:,} bad files that pack skipped"
         raise DatasetError(
             f"{root}: {len(folder):,} images of {len(folder.classes):,} classes, {dataset.folder} "
-            f"holds {dataset.train.num_images:,} of {len(dataset.class_names):,}; name the folder "
-            "that it was packed from"
+            f"holds {train.num_images:,} of {len(dataset.class_names):,}; {remedy}"
         )
     is_scaled = False
     for row in range(0, len(folder), max(1, len(folder) // SAMPLE_IMAGES)):
         image, label = folder[row]
-        pixels, packed_label = dataset.train[row]
+        if is_drawn:
+            stored = dataset.manifest.image.size
+            is_scaled |= stored is not None and (image.height, image.width) != stored
+            continue
+        pixels, packed_label = train[row]
         is_same = label == packed_label
         if (image.height, image.width) != pixels.shape[:2]:
             is_scaled = True
@@ -128,6 +137,9 @@ def image_folder_work(
         num_workers: processes that decode; 0: this one does.
         batch_size: images of a batch.
         device: where batches go.
+
+    Raises:
+        DatasetError: a worker ended, or delivers nothing.
     """
     is_pinned = device.type == "cuda"
     with warnings.catch_warnings():
@@ -154,7 +166,14 @@ def image_folder_work(
             return sum(give_batch() for _ in range(max(1, num_workers)))
 
         def give_batch() -> int:
-            images, labels = next(batches)
+            try:
+                images, labels = next(batches)
+            except RuntimeError as error:  # a worker that was killed, or delivers nothing
+                reason = str(error).strip().splitlines()[-1]
+                raise DatasetError(
+                    f"DataLoader with {num_workers} workers: {reason}; leave that number out, with "
+                    "--workers"
+                ) from error
             images, labels = (part.to(device, non_blocking=is_pinned) for part in (images, labels))
             return len(images)
 
