@@ -146,6 +146,7 @@ def test_a_worker_that_is_killed_is_an_error_in_one_line(
         image_folder_work(folder, 1, 4, CPU) as work,
     ):
         work()
+    assert multiprocessing.active_children() == []
 
 
 def test_images_that_were_packed_smaller_are_scaled_by_both(

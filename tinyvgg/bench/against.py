@@ -232,8 +232,10 @@ def _loader_work(loader: Loader) -> Iterator[Work]:
             yield from loader
 
     batches = endless()
-    yield lambda: next(batches).num_valid
-    batches.close()
+    try:
+        yield lambda: next(batches).num_valid
+    finally:
+        batches.close()
 
 
 def _measure(work: Work, window_sec: float) -> float:

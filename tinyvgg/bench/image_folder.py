@@ -177,8 +177,10 @@ def image_folder_work(
             images, labels = (part.to(device, non_blocking=is_pinned) for part in (images, labels))
             return len(images)
 
-        yield work
-        batches.close()
-        iterator, loader._iterator = loader._iterator, None
-        if num_workers and iterator is not None:
-            iterator._shutdown_workers()
+        try:
+            yield work
+        finally:
+            batches.close()
+            iterator, loader._iterator = loader._iterator, None
+            if num_workers and iterator is not None:
+                iterator._shutdown_workers()
