@@ -13,7 +13,7 @@ import logging
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -98,7 +98,11 @@ class Comparison:
         arms = []
         for rate in self.rates:
             ratio = self.ratio(rate)
-            fields = {"arm": rate.arm, "workers": rate.workers, "windows": rate.windows}
+            fields: dict[str, Any] = {
+                "arm": rate.arm,
+                "workers": rate.workers,
+                "windows": rate.windows,
+            }
             fields |= {"images_per_sec": rate.images_per_sec}
             fields["ratio"] = {"median": ratio.median, "low": ratio.low, "high": ratio.high}
             arms.append(fields)
@@ -144,8 +148,8 @@ def bench_against(
     setting = choose_setting(dataset)
     batch_size = min(batch_size, dataset.train.num_images)
     machine = describe_machine()
-    openers, reasons = _open_backends(dataset, setting, device, batch_size)
-    normalization = next(iter(openers.values())).args[0].normalization
+    loaders, reasons = _open_backends(dataset, setting, device, batch_size)
+    normalization = next(iter(loaders.values())).normalization
     is_scaled = check_same_images(open_image_folder(folders), dataset)
     stored = dataset.manifest.image.size
     transform = build_transform(setting, stored, normalization, resize=is_scaled)
@@ -155,7 +159,7 @@ def bench_against(
         name: partial(image_folder_work, folder, count, batch_size, device)
         for name, count in counts.items()
     }
-    arms |= openers
+    arms |= {name: partial(_loader_work, loader) for name, loader in loaders.items()}
     windows: dict[str, list[float]] = {name: [] for name in arms}
     advance = open_bar("windows", repeats * len(arms))
     for repeat in range(repeats):
@@ -198,9 +202,10 @@ def sweep_workers(num_cores: int) -> list[int]:
 
 def _open_backends(
     dataset: PackedDataset, setting: Setting, device: torch.device, batch_size: int
-) -> tuple[dict[str, "partial[AbstractContextManager[Work]]"], list[str]]:
-    """Return what opens each backend that can run here, and why the others cannot."""
-    openers, reasons = {}, []
+) -> tuple[dict[str, Loader], list[str]]:
+    """Return a loader of each backend that can run here by arm, and why the others cannot."""
+    loaders: dict[str, Loader] = {}
+    reasons = []
     for backend in BACKENDS[1:]:
         config = LoaderConfig(
             backend=cast(Backend, backend),
@@ -214,8 +219,8 @@ def _open_backends(
         except BackendUnavailable as error:
             reasons.append(why_not(error))
             continue
-        openers[f"tinyvgg, backend {backend}"] = partial(_loader_work, loader)
-    return openers, reasons
+        loaders[f"tinyvgg, backend {backend}"] = loader
+    return loaders, reasons
 
 
 def why_not(error: BackendUnavailable) -> str:
@@ -227,7 +232,7 @@ def why_not(error: BackendUnavailable) -> str:
 def _loader_work(loader: Loader) -> Iterator[Work]:
     """Yield work that gives one batch of a loader, epoch after epoch."""
 
-    def endless() -> Iterator[Any]:
+    def endless() -> Generator[Any, None, None]:
         while True:
             yield from loader
 
@@ -271,12 +276,12 @@ def render_page(found: Comparison) -> list[str]:
     lines += [f"not measured: {reason}" for reason in found.reasons]
     ours = [rate for rate in found.rates if rate.workers is None]
     best = max(ours, key=lambda rate: rate.images_per_sec)
-    ratio = found.ratio(best)
+    best_ratio = found.ratio(best)
     counts = ", ".join(str(rate.workers) for rate in found.rates if rate.workers is not None)
     lines += [
         "",
-        f"{best.arm} gives {ratio} the images/sec of ImageFolder + DataLoader with "
-        f"{baseline.workers} workers, the best of {counts}: {ratio.verdict}.",
+        f"{best.arm} gives {best_ratio} the images/sec of ImageFolder + DataLoader with "
+        f"{baseline.workers} workers, the best of {counts}: {best_ratio.verdict}.",
         "Brackets: 95 % bootstrap interval over the windows, repeat by repeat.",
     ]
     if repeats < ENOUGH_REPEATS:

@@ -107,8 +107,8 @@ def compare_results(first: Path, second: Path) -> Compared:
         found, other = before.machine.get(key), after.machine.get(key)
         if found != other:
             notes.append(f"{key}: {found} in {first.name}, {other} in {second.name}")
-    for path, own, theirs in ((first, *rates), (second, *reversed(rates))):
-        notes += [f"{name}: only in {path.name}" for name in own if name not in theirs]
+    notes += [f"{name}: only in {first.name}" for name in rates[0] if name not in rates[1]]
+    notes += [f"{name}: only in {second.name}" for name in rates[1] if name not in rates[0]]
     ratios = {name: bootstrap_medians(rates[1][name], rates[0][name]) for name in both}
     return Compared(ratios, notes)
 

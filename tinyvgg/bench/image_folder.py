@@ -8,7 +8,7 @@ ours use; on CUDA memory is pinned and copies do not block, as torch's documenta
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def image_folder_work(
     with warnings.catch_warnings():
         # more workers than cores, and to fork a process with threads: that is how it is used
         warnings.simplefilter("ignore")
-        loader = torch.utils.data.DataLoader(
+        loader: Any = torch.utils.data.DataLoader(
             folder,
             batch_size=batch_size,
             shuffle=True,
@@ -156,7 +156,7 @@ def image_folder_work(
             timeout=STALLED_SEC if num_workers else 0,
         )
 
-        def endless() -> Iterator[Any]:
+        def endless() -> Generator[Any, None, None]:
             while True:
                 yield from loader
 

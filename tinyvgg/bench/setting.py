@@ -11,9 +11,10 @@ import numpy as np
 from tinyvgg.loading.config import ViewName
 from tinyvgg.model.vgg import ARCHS
 from tinyvgg.shards.store import PackedDataset
+from tinyvgg.training.config import ArchName
 
 PHOTOGRAPH_PIXELS = 224  # that large images are scaled to, as torchvision's networks take them
-OTHER_ARCH = "vgg11"  # takes what the reference network does not
+OTHER_ARCH: ArchName = "vgg11"  # takes what the reference network does not
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Setting:
         reason: in one line, where it is not the reference network on whole images; else "".
     """
 
-    arch: str
+    arch: ArchName
     size: int | None
     view: ViewName
     shown: tuple[int, int]

@@ -137,8 +137,8 @@ def _pack_again(dataset: PackedDataset, scratch: Path) -> Work:
     is_jpeg = train.is_jpeg
 
     def place(split: str, row: int) -> Path:
-        folder = dataset.class_names[train.labels[row]]
-        path = scratch / "images" / split / folder / f"{row}.JPEG"
+        folder = str(dataset.class_names[train.labels[row]])
+        path: Path = scratch / "images" / split / folder / f"{row}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -150,7 +150,7 @@ def _pack_again(dataset: PackedDataset, scratch: Path) -> Work:
         else:
             Image.fromarray(train.view_row(row)).save(place("train", row), quality=90)
     # `pack` needs a val image, and warns of one whose file is a train image's, too
-    Image.fromarray(train.read_image(0)).save(place("val", 0), quality=80)
+    Image.fromarray(train[0][0]).save(place("val", 0), quality=80)
     config = PackConfig(
         scratch / "images",
         scratch / "packed",
