@@ -38,6 +38,7 @@ logger = logging.getLogger("tinyvgg")
 
 PACK_IMAGES = 2000  # re-encoded as JPEG and packed again
 STEP_IMAGES = 64  # of a batch that is trained on
+LARGE_PIXELS, LARGE_STEP_IMAGES = 128, 16  # an image of 224 pixels costs 12 times one of 64
 LOOP_STEPS = 4  # of the training loop in one unit of work, where a step is shorter than a window
 
 
@@ -72,7 +73,7 @@ def bench_stages(
         device: to load and train on.
         window_sec: length of each window, after one that is thrown away.
         repeats: windows of a stage.
-        batch_size: images of a batch that is loaded; a step takes 64.
+        batch_size: images of a batch that is loaded; a step takes 64, of large images 16.
 
     Returns:
         An iterator over the rates; each is measured when it is asked for.
@@ -83,7 +84,10 @@ def bench_stages(
     if setting.reason:
         logger.info("%s", setting.reason)
     recipe = Recipe(
-        batch_size=min(STEP_IMAGES, dataset.train.num_images),
+        batch_size=min(
+            STEP_IMAGES if max(setting.shown) < LARGE_PIXELS else LARGE_STEP_IMAGES,
+            dataset.train.num_images,
+        ),
         sizes=(),
         size_shares=(),
         epochs=10**6,
