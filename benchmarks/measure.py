@@ -28,6 +28,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyvgg.bench.machine import BUSY_SHARE, count_cores, measure_busy_share
+from tinyvgg.bench.ratios import Ratio, bootstrap_ratio
+
 if TYPE_CHECKING:  # torch is loaded by the functions that need it: the GPU's supervisor has none
     from tinyvgg.bench.windows import Work
 
@@ -40,7 +43,6 @@ PEAK_FLOP_PER_SEC = {  # dense bf16, by what a GPU's name contains; NVIDIA's dat
     "H100": 989e12,
     "A100": 312e12,
 }
-BUSY_SHARE = 0.1  # of the cores' time, above which other work disturbs the figures
 
 
 @dataclass(frozen=True)
@@ -107,32 +109,9 @@ class Measurement:
         return first, third
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster one arm is than another: median and 95 % bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
-
-    @property
-    def is_difference(self) -> bool:
-        """Whether the interval excludes 1 and the effect is over 2 %."""
-        return not self.low <= 1 <= self.high and abs(self.median - 1) > 0.02
-
-
 def compare(measured: Measurement, baseline: Measurement) -> Ratio:
     """Return measured over baseline, repeat by repeat: they ran next to each other."""
     return bootstrap_ratio([a / b for a, b in zip(measured.repeats, baseline.repeats, strict=True)])
-
-
-def bootstrap_ratio(ratios: Sequence[float]) -> Ratio:
-    """Return the median of ratios and the 95 % bootstrap interval around it."""
-    generator = random.Random(0)
-    medians = sorted(
-        statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(2000)
-    )
-    return Ratio(statistics.median(ratios), medians[50], medians[-51])
 
 
 def measure(arms: Sequence[Arm], *, num_repeats: int = 5) -> dict[str, Measurement]:
@@ -204,7 +183,6 @@ def describe_machine() -> dict[str, Any]:
     fields = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
     flags = set(fields.get("flags", "").split())
     load = os.getloadavg()[0]
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     import torch
 
     return {
@@ -213,7 +191,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": fields.get("model name", platform.processor()),
         "cpu_family_model": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
         "cpu_flags": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
-        "num_cores": num_cores,
+        "num_cores": count_cores(),
         "load_average": load,
         "is_busy": measure_busy_share() > BUSY_SHARE,
         "torch": torch.__version__,
@@ -268,23 +246,6 @@ def wait_until_idle(max_sec: float = 600.0) -> None:
     while (share := measure_busy_share()) > BUSY_SHARE and time.monotonic() < deadline:
         print(f"waiting: {100 * share:.0f} % of the cores are busy", file=sys.stderr)
         time.sleep(5)
-
-
-def measure_busy_share(window_sec: float = 1.0) -> float:
-    """Return the share of all cores' time that was spent, 0 to 1; 0 where it cannot be told."""
-    before = _read_core_ticks()
-    time.sleep(window_sec)
-    total, idle = (b - a for a, b in zip(before, _read_core_ticks(), strict=True))
-    return 1 - idle / total if total else 0.0
-
-
-def _read_core_ticks() -> tuple[int, int]:
-    """Return the ticks of all cores since boot: all of them, and the idle ones (proc(5))."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0, 0
-    ticks = [int(word) for word in stat.read_text().partition("\n")[0].split()[1:9]]
-    return sum(ticks), ticks[3] + ticks[4]  # idle, and waiting for a disk
 
 
 def run_benchmark(

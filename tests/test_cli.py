@@ -128,7 +128,10 @@ def test_a_trace_of_the_steps_and_a_target(quick_start: Path, tmp_path: Path) ->
     events = json.loads((run / "trace.json").read_text())["traceEvents"]
     names = {event.get("name") for event in events}
     assert "aten::convolution_backward" in names
-    assert "stopped at step 10; --resume continues it" in done.stdout  # after the first of 3 epochs
+    assert "target reached: val top-1 " in done.stdout
+    assert " in epoch 1 of 3, 0.00 % asked for" in done.stdout
+    assert "--resume continues it" not in done.stdout
+    assert f"next: tinyvgg evaluate {run}/best.pt " in (run / "train.log").read_text()
     assert len(list((run / "tensorboard").iterdir())) == 1
 
 
@@ -533,6 +536,7 @@ def test_bench_names_a_rate_for_every_stage_and_the_bottleneck(
         "step",
         "train (load + step)",
     ]
+    assert all(len(stage["windows"]) == 5 for stage in document["stages"])
     assert all(
         0 < stage["low"] <= stage["images_per_sec"] <= stage["high"] for stage in document["stages"]
     )

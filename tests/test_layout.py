@@ -29,7 +29,7 @@ ALLOWED = {
     "inference": {*ROOMS[:5], "model", "ranks"},
     "runs": {*ROOMS[:6], "flags", "model", "ranks"},
     "reporting": {*ROOMS, "model", "endings"},
-    "bench": {*ROOMS[:5], "bench", "ranks"},
+    "bench": {*ROOMS[:5], "bench", "model", "ranks"},
     "flags": set(),
     "completion": {*ROOMS, "bench"},
     "cli": {*ROOMS, "bench", "completion", "endings", "flags", "model", "cli", "ranks"},

@@ -14,11 +14,16 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tinyvgg import __version__
 from tinyvgg.endings import explain_error, raising_signals
 from tinyvgg.errors import TinyvggError, naming
 from tinyvgg.flags import parse_config
+
+if TYPE_CHECKING:
+    from tinyvgg.bench.config import BenchConfig
 
 CLOSED_PIPE_STATUS = 128 + 13  # what a shell says of a command that SIGPIPE ended
 
@@ -144,18 +149,16 @@ def run_train(argv: Sequence[str]) -> int:
     recipe, options, output = flags.build_recipe(), flags.run, flags.output
 
     from tinyvgg.ranks import joined_world
-    from tinyvgg.reporting.console import line_printer, print_json
+    from tinyvgg.reporting.console import print_json
     from tinyvgg.reporting.run_lines import following
+    from tinyvgg.reporting.tracking import open_trackers
     from tinyvgg.runs.fit import open_run, train_run
     from tinyvgg.runs.folder import RunFolder
     from tinyvgg.runs.signals import stop_request
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device
 
-    if output.tensorboard:
-        from tinyvgg.reporting.tensorboard import check_installed
-
-        check_installed()
+    trackers = open_trackers(output)
     dataset = open_dataset(flags.packed)
     if output.summary:
         from tinyvgg.reporting.run_lines import print_summary
@@ -167,14 +170,21 @@ def run_train(argv: Sequence[str]) -> int:
         if rank == 0:
             stack.enter_context(RunFolder(flags.out).writing())
         run = open_run(recipe, dataset, device, flags.out, options, is_main=rank == 0)
-        with following(run, output) as callback:
+        with following(run, output, trackers) as callback:
             train_run(run, stop, callback)
-        if rank == 0 and not run.is_finished:
-            show = line_printer(is_json=output.json)
-            show(f"{flags.out}: stopped at step {run.trainer.step:,}; --resume continues it")
         if rank == 0 and output.json:
             history = [asdict(record) for record in run.history]
-            print_json({"run": str(flags.out), "step": run.trainer.step, "history": history})
+            best = None if run.best is None else asdict(run.best)
+            print_json(
+                {
+                    "run": str(flags.out),
+                    "step": run.trainer.step,
+                    "history": history,
+                    "best": best,
+                    "is_finished": run.is_finished,
+                    "is_target_reached": run.is_target_reached,
+                }
+            )
         return 0 if stop.agreed is None else 128 + stop.agreed
 
 
@@ -221,33 +231,99 @@ def run_evaluate(argv: Sequence[str]) -> int:
 
 
 def run_bench(argv: Sequence[str]) -> int:
-    """Measure images/sec of every stage on this machine."""
+    """Measure images/sec on this machine: every stage, or loading beside ImageFolder's."""
     from tinyvgg.bench.config import BenchConfig
 
     config = parse_config(BenchConfig, "bench", argv)
+    if config.compare is not None:
+        return compare_bench(config.compare, is_json=config.json)
+    document = run_against(config) if config.against is not None else run_stages(config)
+    if config.out is not None:
+        with naming(config.out):
+            config.out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    return 0
 
+
+def compare_bench(paths: tuple[Path, Path], *, is_json: bool) -> int:
+    """Compare two results of bench; 1 if anything is slower."""
+    from tinyvgg.bench.compare import compare_results, render_compared
+    from tinyvgg.reporting.console import print_json, print_lines
+
+    found = compare_results(*paths)
+    if is_json:
+        print_json(found.describe())
+    else:
+        print_lines(render_compared(found))
+    return 1 if found.is_slower else 0
+
+
+def run_against(config: "BenchConfig") -> dict[str, Any]:
+    """Measure loading beside ImageFolder and DataLoader; print the page, return the result."""
+    from tinyvgg.bench.against import bench_against, render_page
+    from tinyvgg.reporting.console import print_json, print_lines
+    from tinyvgg.reporting.progress import progress_bars
+    from tinyvgg.shards.store import open_dataset
+    from tinyvgg.training.devices import find_device
+
+    assert config.packed is not None
+    assert config.against is not None
+    device = find_device(config.device)
+    dataset = open_dataset(config.packed)
+    with progress_bars(has_rate=False) as open_bar:
+        found = bench_against(
+            dataset,
+            config.against,
+            device,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            repeats=config.repeats,
+            window_sec=config.window_sec,
+            open_bar=open_bar,
+        )
+    document = found.describe()
+    if config.json:
+        print_json(document)
+    else:
+        print_lines(render_page(found))
+    return document
+
+
+def run_stages(config: "BenchConfig") -> dict[str, Any]:
+    """Measure every stage; print a line each, return the result."""
+    from tinyvgg.bench.machine import describe_machine
     from tinyvgg.bench.stages import bench_stages, name_bottleneck
     from tinyvgg.reporting.console import print_json, print_line
     from tinyvgg.shards.store import open_dataset
     from tinyvgg.training.devices import find_device
 
+    assert config.packed is not None
     device = find_device(config.device)
     rates = []
-    for rate in bench_stages(open_dataset(config.packed), device, config.window_sec):
+    dataset = open_dataset(config.packed)
+    machine = describe_machine()
+    for rate in bench_stages(
+        dataset,
+        device,
+        config.window_sec,
+        repeats=config.repeats,
+        batch_size=config.batch_size,
+    ):
         rates.append(rate)
         if not config.json:
             print_line(str(rate))
     bottleneck = name_bottleneck(rates)
-    document = {"device": str(device), "stages": [asdict(rate) for rate in rates]}
-    document["bottleneck"] = bottleneck
+    document = {
+        "schema": 1,
+        "device": str(device),
+        "machine": machine,
+        "stages": [asdict(rate) for rate in rates],
+        "bottleneck": bottleneck,
+    }
     if config.json:
         print_json(document)
     else:
         print_line(bottleneck)
-    if config.out is not None:
-        with naming(config.out):
-            config.out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    return 0
+    return document
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -25,7 +25,7 @@ from benchmarks.gpu_arms.rates import (
     share_of_peak,
     synchronize,
 )
-from benchmarks.measure import bootstrap_ratio
+from tinyvgg.bench.ratios import bootstrap_ratio
 from tinyvgg.bench.windows import time_window
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.inference.evaluate import evaluate_network

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import measure
 from benchmarks.measure import Arm, Measurement, compare, describe_machine, measure_once
+from tinyvgg.bench.machine import measure_busy_share
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -56,7 +57,7 @@ def test_a_core_that_works_is_seen() -> None:
     processes = [subprocess.Popen(spinning) for _ in range(num_cores)]
     try:
         time.sleep(0.5)
-        busy = measure.measure_busy_share()
+        busy = measure_busy_share()
     finally:
         for process in processes:
             process.kill()

@@ -94,7 +94,7 @@ def test_loss_is_read_every_log_every_steps_and_not_in_between(
 ) -> None:
     _, reports = run_training(make_setup(log_every=4), color_dataset)
 
-    assert [number for number, report in enumerate(reports, 1) if report.loss is not None] == [4, 8]
+    assert [number for number, report in enumerate(reports, 1) if report.loss is not None] == [4, 9]
     assert [report.step for report in reports] == [1, 2, 3, 4, 5] * 2
     assert all(0 <= report.data_wait_share <= 1 for report in reports)
 

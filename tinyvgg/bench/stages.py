@@ -1,4 +1,4 @@
-"""Stages: images/sec of each stage on this machine and these images, in about a minute.
+"""Stages: images/sec of each stage on this machine and these images, in about two minutes.
 
 From: a packed data set.
 To:   `tinyvgg bench`. The full suite, with peers, ceilings and records, is `benchmarks/`.
@@ -10,13 +10,16 @@ import logging
 import statistics
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from PIL import Image
 
+from tinyvgg.bench.against import why_not
+from tinyvgg.bench.setting import choose_setting
 from tinyvgg.bench.windows import Work, time_window
 from tinyvgg.errors import BackendUnavailable
 from tinyvgg.loading.batch import Batch
@@ -33,8 +36,9 @@ from tinyvgg.training.trainer import Trainer
 
 logger = logging.getLogger("tinyvgg")
 
-PHOTOGRAPH_PIXELS = 224  # that images of several sizes are scaled to
 PACK_IMAGES = 2000  # re-encoded as JPEG and packed again
+STEP_IMAGES = 64  # of a batch that is trained on
+LARGE_PIXELS, LARGE_STEP_IMAGES = 128, 16  # an image of 224 pixels costs 12 times one of 64
 LOOP_STEPS = 4  # of the training loop in one unit of work, where a step is shorter than a window
 
 
@@ -46,6 +50,7 @@ class StageRate:
     images_per_sec: float
     low: float
     high: float
+    windows: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Return the line of a stage."""
@@ -54,49 +59,62 @@ class StageRate:
 
 
 def bench_stages(
-    dataset: PackedDataset, device: torch.device, window_sec: float
+    dataset: PackedDataset,
+    device: torch.device,
+    window_sec: float,
+    *,
+    repeats: int = 5,
+    batch_size: int = 256,
 ) -> Iterator[StageRate]:
     """Measure pack, every loader backend, the step, and training end to end.
 
     Args:
         dataset: to load and train on.
         device: to load and train on.
-        window_sec: length of each of three windows, after one that is thrown away.
+        window_sec: length of each window, after one that is thrown away.
+        repeats: windows of a stage.
+        batch_size: images of a batch that is loaded; a step takes 64, of large images 16.
 
     Returns:
         An iterator over the rates; each is measured when it is asked for.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        yield _measure("pack", _pack_again(dataset, Path(scratch)), 0.0)
-    batch_size = min(64, dataset.train.num_images)
-    size = None if dataset.manifest.image.size else PHOTOGRAPH_PIXELS
+        yield _measure("pack", _pack_again(dataset, Path(scratch)), 0.0, repeats)
+    setting = choose_setting(dataset)
+    if setting.reason:
+        logger.info("%s", setting.reason)
     recipe = Recipe(
-        batch_size=batch_size,
+        batch_size=min(
+            STEP_IMAGES if max(setting.shown) < LARGE_PIXELS else LARGE_STEP_IMAGES,
+            dataset.train.num_images,
+        ),
         sizes=(),
         size_shares=(),
         epochs=10**6,
-        size=size,
-        arch="vgg11" if size else "vgg_net",
+        size=setting.size,
+        view=setting.view,
+        arch=setting.arch,
     )
     trainer = build_trainer(recipe, dataset, device)
     for backend in BACKENDS[1:]:
         config = LoaderConfig(
             backend=cast(Backend, backend),
-            batch_size=min(256, dataset.train.num_images),
-            size=size,
+            batch_size=min(batch_size, dataset.train.num_images),
+            size=setting.size,
+            view=setting.view,
         )
         dtype = trainer.image_dtype
         try:
             loader = open_loader(dataset, "train", config, device=device, dtype=dtype)
         except BackendUnavailable as error:
-            logger.info("not measured: %s", error)
+            logger.info("not measured: %s", why_not(error))
             continue
-        yield _measure(f"load, backend {backend}", _load(loader), window_sec)
-    step = _measure("step", _step(trainer), window_sec)
+        yield _measure(f"load, backend {backend}", _load(loader), window_sec, repeats)
+    step = _measure("step", _step(trainer), window_sec, repeats)
     yield step
     is_slow = trainer.loader.batch_size / step.images_per_sec > window_sec
     num_steps = 1 if is_slow else LOOP_STEPS
-    yield _measure("train (load + step)", _train(trainer, num_steps), window_sec)
+    yield _measure("train (load + step)", _train(trainer, num_steps), window_sec, repeats)
 
 
 def name_bottleneck(rates: list[StageRate]) -> str:
@@ -111,24 +129,32 @@ def name_bottleneck(rates: list[StageRate]) -> str:
     )
 
 
-def _measure(stage: str, work: Work, window_sec: float) -> StageRate:
+def _measure(stage: str, work: Work, window_sec: float, repeats: int) -> StageRate:
     time_window(work, window_sec)
-    rates = [time_window(work, window_sec) for _ in range(3)]
-    return StageRate(stage, statistics.median(rates), min(rates), max(rates))
+    rates = [time_window(work, window_sec) for _ in range(repeats)]
+    return StageRate(stage, statistics.median(rates), min(rates), max(rates), rates)
 
 
 def _pack_again(dataset: PackedDataset, scratch: Path) -> Work:
     """Write some train images as JPEG class folders, and return the packing of them."""
-    is_jpeg = dataset.train.is_jpeg
-    for row in range(min(PACK_IMAGES, dataset.train.num_images)):
-        folder = dataset.class_names[dataset.train.labels[row]]
-        for split in ("train", "val") if row == 0 else ("train",):
-            path = scratch / "images" / split / folder / f"{row}.JPEG"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if is_jpeg:
-                path.write_bytes(dataset.train.view_row(row).tobytes())
-            else:
-                Image.fromarray(dataset.train.view_row(row)).save(path, quality=90)
+    train = dataset.train
+    is_jpeg = train.is_jpeg
+
+    def place(split: str, row: int) -> Path:
+        folder = str(dataset.class_names[train.labels[row]])
+        path: Path = scratch / "images" / split / folder / f"{row}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # of every class: rows stand class by class
+    rows = np.linspace(0, train.num_images - 1, min(PACK_IMAGES, train.num_images)).astype(int)
+    for row in rows.tolist():
+        if is_jpeg:
+            place("train", row).write_bytes(train.view_row(row).tobytes())
+        else:
+            Image.fromarray(train.view_row(row)).save(place("train", row), quality=90)
+    # `pack` needs a val image, and warns of one whose file is a train image's, too
+    Image.fromarray(train[0][0]).save(place("val", 0), quality=80)
     config = PackConfig(
         scratch / "images",
         scratch / "packed",

@@ -27,13 +27,19 @@ class _ImagesPerSec(ProgressColumn):
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Yield a function that opens a bar: (title, images) -> advance(images)."""
+def progress_bars(
+    *, has_rate: bool = True
+) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Yield a function that opens a bar: (title, images) -> advance(images).
+
+    Args:
+        has_rate: whether images are counted, and not something else that has no images/sec.
+    """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        _ImagesPerSec(),
+        *([_ImagesPerSec()] if has_rate else []),
         TimeRemainingColumn(),
     )
     with Progress(

@@ -71,6 +71,13 @@ class Output:
     """Trace this many steps into RUN/trace.json and print the top operations."""
     tensorboard: Switch = False
     """Write event files into RUN/tensorboard, too; needs the extra 'tensorboard'."""
+    wandb: Switch = False
+    """Send the figures to Weights & Biases, too (WANDB_MODE=offline: keep them in RUN/wandb); needs
+    the extra 'wandb'."""
+    trackio: Switch = False
+    """Write the figures for 'trackio show', too; needs the extra 'trackio'."""
+    project: str = "tinyvgg"
+    """Name that wandb and trackio list the run under."""
     json: JsonOption = False
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ Here alone a run is saved: at the end of an epoch, if that is due (`Pace`); with
 whatever ended it, if last.pt does not know of everything. No checkpoint holds a run that diverged.
 """
 
-import math
 import os
 import time
 from contextlib import ExitStack
@@ -43,11 +42,20 @@ from tinyvgg.training.trainer import StepReport, Trainer
 class Callback:
     """What `fit` tells of a run, on every rank; does nothing until a method is overridden."""
 
+    def on_start(self, run: "Run") -> None:
+        """Hear of the run before its first step of this call."""
+
     def on_step(self, report: StepReport) -> None:
         """Hear of a step that was taken."""
 
+    def on_scored(self, num_images: int) -> None:
+        """Hear of so many more val images that were scored, by this rank."""
+
     def on_epoch(self, record: EpochRecord) -> None:
         """Hear of an epoch that was scored; its files are written next."""
+
+    def on_end(self) -> None:
+        """Hear that this call takes no more steps, whatever ended it: an error, too."""
 
 
 @dataclass
@@ -95,6 +103,17 @@ class Run:
                 trainer.recipe.center_share,
             ),
         )
+
+    @property
+    def last_step(self) -> int:
+        """The step, of the whole run, at which this call ends if nothing stops it before."""
+        return min(self.trainer.num_steps, self.options.limit_steps or self.trainer.num_steps)
+
+    @property
+    def is_target_reached(self) -> bool:
+        """Whether there is a target, and an epoch whose validation top-1 reached it."""
+        target = self.options.target_top1
+        return target is not None and self.best_top1 >= target
 
     @property
     def is_finished(self) -> bool:
@@ -251,19 +270,27 @@ def train_run(run: Run, stop: StopRequest | None = None, callback: Callback | No
     Raises:
         DivergedError: the loss is infinite or NaN; the last checkpoint stays as it is.
     """
-    trainer, options = run.trainer, run.options
     stop = stop or StopRequest()
     callback = callback or Callback()
-    target = math.inf if options.target_top1 is None else options.target_top1
-    if trainer.trained is None and run.best_top1 >= target:
+    if run.trainer.trained is None and run.is_target_reached:
         run.note_preprocessing()
         return  # reached before it was resumed
-    last_step = min(trainer.num_steps, options.limit_steps or trainer.num_steps)
+    try:
+        callback.on_start(run)
+        _train_epochs(run, stop, callback)
+    finally:
+        callback.on_end()
+    run.note_preprocessing()
+
+
+def _train_epochs(run: Run, stop: StopRequest, callback: Callback) -> None:
+    """Train and score epoch after epoch, and save."""
+    trainer, last_step = run.trainer, run.last_step
     val_loader = _open_val_loader(run)
     while trainer.trained is not None or (trainer.step < last_step and not stop.ask()):
         if trainer.trained is None:
             _train_epoch(run, last_step, stop, callback)
-        record = _score_epoch(trainer, val_loader, stop)
+        record = _score_epoch(trainer, val_loader, stop, callback)
         if record is None:
             break
         run.add(record)
@@ -272,11 +299,10 @@ def train_run(run: Run, stop: StopRequest | None = None, callback: Callback | No
             run.folder.write_metrics(run.history)
             if run.save_pace.is_due():
                 run.save()
-        if record.val_top1 >= target:
+        if run.is_target_reached:
             break
     if not run.is_saved or trainer.epoch_meter.num_images or stop.agreed is not None:
         run.save()
-    run.note_preprocessing()
 
 
 def _train_epoch(run: Run, last_step: int, stop: StopRequest, callback: Callback) -> None:
@@ -291,12 +317,19 @@ def _train_epoch(run: Run, last_step: int, stop: StopRequest, callback: Callback
             saved_at = time.monotonic()
 
 
-def _score_epoch(trainer: Trainer, val_loader: Loader, stop: StopRequest) -> EpochRecord | None:
+def _score_epoch(
+    trainer: Trainer, val_loader: Loader, stop: StopRequest, callback: Callback
+) -> EpochRecord | None:
     """Return the record of the trained epoch; None if there is none, or scoring was stopped."""
     trained = trainer.trained
     if trained is None:
         return None
     val_loader.set_size(trained.pixels)
+
+    def advance(num_images: int) -> None:
+        callback.on_scored(num_images)
+        stop.check()
+
     try:
         evaluation = evaluate_network(
             trainer.scored_model,
@@ -304,7 +337,7 @@ def _score_epoch(trainer: Trainer, val_loader: Loader, stop: StopRequest) -> Epo
             len(trainer.dataset.class_names),
             amp=trainer.amp,
             device=trainer.device,
-            advance=lambda num_images: stop.check(),
+            advance=advance,
         )
     except StopRequested:  # the epoch is scored by the run that goes on
         return None

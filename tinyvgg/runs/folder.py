@@ -1,6 +1,7 @@
 """A run folder: what one training run leaves behind.
 
     config.json     the resolved recipe, options, what was probed, the data set, versions
+    train.log       every line that `train` said, with the time of day
     metrics.jsonl   one JSON object an epoch; metrics.csv the same as a table
     last.pt         resumes the run; previous.pt is the one before it
     best.pt         the weights with the best validation top-1
@@ -55,6 +56,11 @@ class RunFolder:
     def last(self) -> Path:
         """The checkpoint that is resumed."""
         return self.path / "last.pt"
+
+    @property
+    def log(self) -> Path:
+        """What the run said, line by line."""
+        return self.path / "train.log"
 
     @property
     def previous(self) -> Path:

@@ -4,8 +4,6 @@ From: `runs`, a benchmark or a notebook.
 To:   the same. Every rank builds the same weights, from the seed or the caller's network.
 """
 
-import logging
-
 import torch
 import torch.distributed
 from torch import nn
@@ -27,8 +25,6 @@ from tinyvgg.training.step import (
     Transform,
 )
 from tinyvgg.training.trainer import Trainer
-
-logger = logging.getLogger("tinyvgg")
 
 
 def build_model(recipe: Recipe, num_classes: int) -> Network:
@@ -155,8 +151,6 @@ def build_trainer(
             f"batch_size must be divisible by {loader.world_size} ranks times accumulate "
             f"{recipe.accumulate}, got {recipe.batch_size}"
         )
-    if amp_reason:  # said once nothing can be refused any more: an error is one line
-        logger.info("amp %s: %s", amp, amp_reason)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, len(dataset.class_names)) if network is None else network
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -171,6 +165,7 @@ def build_trainer(
         compiled,
         is_own=network is not None,
         transform=transform,
+        amp_reason=amp_reason,
         log_every=log_every,
         average=average,
     )

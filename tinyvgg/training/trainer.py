@@ -4,7 +4,7 @@ From: a recipe, an opened data set and a device.
 To:   `runs.fit`, which scores, saves and stops, or a benchmark or a notebook, which do neither:
       a trainer knows no folder, no signal and no screen.
 
-Loss and hits stay on the device; they are read every `log_every` steps and at the end of an epoch,
+Loss and hits stay on the device; they are read every `log_every` steps of an epoch and at its end,
 where they are added up over all ranks. There loss and weights must be finite.
 """
 
@@ -51,6 +51,8 @@ class StepReport:
         data_wait_share: of the time, in which the device waited for a batch, 0 to 1.
         loss: mean over the steps since the last reading, or None.
         top1: likewise, 0 to 1.
+        learning_rate: of this step.
+        run_step: of the whole run, from 1.
     """
 
     epoch: int
@@ -59,6 +61,8 @@ class StepReport:
     data_wait_share: float
     loss: float | None = None
     top1: float | None = None
+    learning_rate: float = 0.0
+    run_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,10 @@ class Trainer:
         trained: an epoch whose last step was taken, until whoever scores it sets it to None.
         elapsed_sec: seconds that the steps took so far.
         model: the network; `scored_model` is the one to evaluate.
-        log_every: steps between two readings of loss and top-1, which wait for the device.
+        amp_reason: why `auto` chose this precision, in a few words; "" where it was asked for.
+        log_every: steps between two readings of loss and top-1, which wait for the device; counted
+            anew in each epoch.
+        window: loss and hits since the last reading, of this rank.
     """
 
     recipe: Recipe
@@ -113,6 +120,7 @@ class Trainer:
     compiled: bool
     is_own: bool = False
     transform: Transform | None = None
+    amp_reason: str = ""
     log_every: int = 50
     average: AveragedNetwork | None = None
     step: int = 0
@@ -122,6 +130,7 @@ class Trainer:
     own_flop: dict[int, int | None] = field(default_factory=dict)  # by pixels, of an own network
     take_step: TrainStep = field(init=False)
     epoch_meter: Meter = field(init=False)
+    window: Meter = field(init=False)
 
     def __post_init__(self) -> None:
         """Build optimizer and step."""
@@ -132,6 +141,7 @@ class Trainer:
             self.model, optimizer, self.recipe, self.amp, self.device, self.compiled, self.transform
         )
         self.epoch_meter = Meter.on(self.device)
+        self.window = Meter.on(self.device)
 
     @property
     def image_dtype(self) -> torch.dtype:
@@ -157,14 +167,14 @@ class Trainer:
 
     def pflop_until(self, epoch: int) -> float | None:
         """Return the operations, in 10^15, of every image seen until the end of an epoch."""
-        costs = [self._train_flop(self.pixels_of(number)) for number in range(epoch + 1)]
+        costs = [self.train_flop(self.pixels_of(number)) for number in range(epoch + 1)]
         flop = sum(cost for cost in costs if cost is not None)
         if None in costs:
             return None
         return flop * len(self.loader) * self.loader.batch_size / 1e15
 
-    def _train_flop(self, pixels: int) -> int | None:
-        """Return what a training image of a size costs."""
+    def train_flop(self, pixels: int) -> int | None:
+        """Return the operations of a training image of a size; None where they are not known."""
         size = self.loader.find_size(pixels)
         if not self.is_own:
             return train_flop(self.recipe.arch, len(self.dataset.class_names), *size)
@@ -231,7 +241,7 @@ class Trainer:
         epoch = loader.state.epoch
         pixels = self.pixels_of(epoch)
         clock = Clock.on(self.device, loader.batch_size)
-        window = Meter.on(self.device)
+        window = self.window = Meter.on(self.device)
         learning_rate = 0.0
         loader.set_size(pixels)
         batches = iter(loader)
@@ -247,12 +257,20 @@ class Trainer:
             self.step += 1
             clock.count()
             loss_read = top1_read = None
-            if self.step % self.log_every == 0:
+            step_in_epoch = (self.step - 1) % len(loader) + 1
+            if step_in_epoch % self.log_every == 0:
                 loss_read, top1_read = self._close_window(window)
                 self.elapsed_sec += clock.lap_sec()
-            step_in_epoch = (self.step - 1) % len(loader) + 1
-            rate, wait_share = clock.images_per_sec(), clock.wait_share()
-            yield StepReport(epoch, step_in_epoch, rate, wait_share, loss_read, top1_read)
+            yield StepReport(
+                epoch,
+                step_in_epoch,
+                clock.images_per_sec(),
+                clock.wait_share(),
+                loss_read,
+                top1_read,
+                learning_rate,
+                self.step,
+            )
             if is_stopped():
                 break
         if window.num_images:
