@@ -212,6 +212,37 @@ def run_evaluate(argv: Sequence[str]) -> int:
     return 0 if fault is None else 1
 
 
+def run_predict(argv: Sequence[str]) -> int:
+    """Say what images show: classes, words, probabilities."""
+    from tinyvgg.inference.config import PredictConfig
+
+    config = parse_config(PredictConfig, "predict", argv)
+
+    from tinyvgg.inference.given_images import find_images
+    from tinyvgg.inference.predict import Predictor
+    from tinyvgg.reporting.predictions import PredictionPrinter
+    from tinyvgg.reporting.progress import progress_bars
+    from tinyvgg.runs.networks import load
+    from tinyvgg.training.devices import find_device
+
+    trained = load(config.checkpoint, device=find_device(config.device))
+    images = list(find_images(config.images, sys.stdin.buffer))
+    printer = PredictionPrinter(config)
+    predictor = Predictor(
+        trained,
+        top_k=config.top_k,
+        batch_size=config.batch_size,
+        amp=config.amp,
+        num_kept=printer.num_drawn,
+    )
+    with progress_bars() as open_bar:
+        advance = open_bar("predict", len(images))
+        for prediction in predictor.predict(images):
+            printer.add(prediction)
+            advance(1)
+    return printer.finish()
+
+
 def run_bench(argv: Sequence[str]) -> int:
     """Measure images/sec of every stage on this machine."""
     from tinyvgg.bench.config import BenchConfig
@@ -250,6 +281,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": run_inspect,
     "train": run_train,
     "evaluate": run_evaluate,
+    "predict": run_predict,
     "bench": run_bench,
 }
 

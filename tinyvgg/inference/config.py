@@ -1,4 +1,4 @@
-"""What `evaluate` can be told. One field, one flag; no torch here."""
+"""What `evaluate`, `predict` and `export` can be told. One field, one flag; no torch here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,15 +6,29 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tinyvgg.options import AmpOption, BackendOption, DeviceOption, JsonOption, PackedOption
+from tinyvgg.options import (
+    AmpOption,
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    PackedOption,
+    Switch,
+)
+
+CheckpointOption = Annotated[
+    Path,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="CHECKPOINT", help="RUN/best.pt, RUN/last.pt, or a .safetensors that export wrote."
+    ),
+]
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Score a checkpoint on every image of a split, in eval mode."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """RUN/best.pt or RUN/last.pt."""
+    checkpoint: CheckpointOption
     packed: PackedOption
     split: Literal["val", "train"] = "val"
     """Split to score."""
@@ -35,3 +49,44 @@ class EvaluateConfig:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:
             raise ValueError(f"min_top1 must be 0 to 1, got {self.min_top1}")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Say what images show, seen as the run's evaluation view shows them.
+
+    Any kind and size of image that 'tinyvgg pack' takes. Folders and zips are walked to their
+    depth, sorted; what is no image by its name is counted and named. An image that cannot be read
+    or decoded, or a folder without images, is named on stderr in one line and the rest goes on;
+    the exit status is then 1.
+    """
+
+    checkpoint: CheckpointOption
+    images: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="IMAGE|FOLDER", help="Files, folders, zips; -: paths from stdin."),
+    ]
+    top_k: int = 5
+    """Classes to name of each image."""
+    batch_size: int | None = None
+    """Images that are computed at once; by default 256 on a CPU, 1,024 elsewhere."""
+    grid: Path | None = None
+    """PNG to draw the first 400 images into, with their answers."""
+    csv: Annotated[
+        Switch, tyro.conf.arg(help="Print CSV, a line for each guess, and nothing else, to stdout.")
+    ] = False
+    amp: AmpOption = "auto"
+    device: DeviceOption = "auto"
+    json: JsonOption = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be shown."""
+        if not self.images:
+            raise ValueError("images must name at least one file or folder, or - for stdin")
+        for name in ("top_k", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.csv and self.json:
+            raise ValueError("csv and json cannot both be printed; pass one of them")

@@ -33,12 +33,14 @@ from tinyvgg.durable import replace_file
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.config import CENTER_SHARE
 from tinyvgg.options import Amp
+from tinyvgg.shards.jpeg import MAX_SIDE
 from tinyvgg.training.config import ArchName
 from tinyvgg.training.trainer import TrainedEpoch
 
 FORMAT = 1
 
 Kind = TypeVar("Kind", bound="Checkpoint")
+Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class Checkpoint(BaseModel):
         arch: name of the network; None if it is a caller's own, whose weights these are.
         model: its weights by name, with averaged weights where there is an average.
         pixels: shorter side of the images that it was last trained on.
+        stored_size: height and width of the data set's images; None if they have several sizes, or
+            nobody noted them.
+        is_center: whether images are scored by their central square, as those of several sizes are.
         center_share: side of the square that images of several sizes are scored by, as a share of
             their shorter side.
         class_folders: in label order.
@@ -89,6 +94,8 @@ class Checkpoint(BaseModel):
     arch: ArchName | None
     model: dict[str, Tensor]
     pixels: Annotated[int, Field(strict=True, ge=1)]
+    stored_size: tuple[Side, Side] | None = None
+    is_center: bool = False
     center_share: Annotated[float, Field(strict=True, gt=0, le=1)] = CENTER_SHARE
     class_folders: Annotated[list[StrictStr], Field(min_length=1)]
     class_words: list[StrictStr] = []

@@ -54,8 +54,12 @@ def load(
         fields.pixels,
         fields.amp,
         fields.center_share,
+        fields.stored_size,
+        fields.is_center,
     )
-    trained = TrainedNetwork(model, fields.class_folders, fields.class_words, preprocessing)
+    trained = TrainedNetwork(
+        model, fields.class_folders, fields.class_words, preprocessing, fields.arch
+    )
     return trained.to(target).eval()
 
 
