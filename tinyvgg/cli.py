@@ -243,6 +243,30 @@ def run_predict(argv: Sequence[str]) -> int:
     return printer.finish()
 
 
+def run_export(argv: Sequence[str]) -> int:
+    """Write a network as .safetensors, .onnx or .pt2, read back and compared."""
+    from tinyvgg.inference.config import ExportConfig
+
+    config = parse_config(ExportConfig, "export", argv)
+
+    from tinyvgg.inference.export import export
+    from tinyvgg.reporting.console import print_json, print_line
+    from tinyvgg.runs.networks import load
+
+    trained = load(config.checkpoint, device="cpu")
+    exported = export(trained, config.out, given=config.input, overwrite=config.overwrite)
+    if config.json:
+        print_json({**asdict(exported), "path": str(exported.path)})
+        return 0
+    print_line(
+        f"{exported.path}: {exported.num_bytes:,} bytes; read back, its logits (up to "
+        f"{exported.max_logit:.1f}) differ by {exported.max_difference:.1g} at most"
+    )
+    if "input" in exported.metadata:
+        print_line(f"{exported.path}: takes {exported.metadata['input']}; gives logits [B, K]")
+    return 0
+
+
 def run_bench(argv: Sequence[str]) -> int:
     """Measure images/sec of every stage on this machine."""
     from tinyvgg.bench.config import BenchConfig
@@ -282,6 +306,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "export": run_export,
     "bench": run_bench,
 }
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from tinyvgg.bench.config import BenchConfig
-from tinyvgg.inference.config import EvaluateConfig, PredictConfig
+from tinyvgg.inference.config import EvaluateConfig, ExportConfig, PredictConfig
 from tinyvgg.packing.config import DownloadConfig, PackConfig, SynthConfig
 from tinyvgg.runs.config import TrainFlags
 from tinyvgg.shards.config import InspectConfig, VerifyConfig
@@ -26,6 +26,7 @@ CONFIGS: dict[str, Any] = {
     "train": TrainFlags,
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
+    "export": ExportConfig,
     "bench": BenchConfig,
 }
 

@@ -15,6 +15,9 @@ from tinyvgg.options import (
     Switch,
 )
 
+EXPORT_SUFFIXES = (".safetensors", ".onnx", ".pt2")
+ExportInput = Literal["uint8", "float"]
+
 CheckpointOption = Annotated[
     Path,
     tyro.conf.Positional,
@@ -90,3 +93,39 @@ class PredictConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.csv and self.json:
             raise ValueError("csv and json cannot both be printed; pass one of them")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a network into a file that another program reads; read it back, and compare its logits.
+
+    .safetensors: the weights, which evaluate and predict read as well; .onnx (needs the extra
+    'onnx') and .pt2: a graph that takes images [B, 3, H, W], normalizes them and gives logits.
+    """
+
+    checkpoint: CheckpointOption
+    out: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="OUT", help="File to write: .safetensors, .onnx or .pt2."),
+    ]
+    input: ExportInput = "uint8"
+    """What a graph takes: uint8, 0 to 255, or float, 0 to 1."""
+    overwrite: Switch = False
+    """Replace OUT, once the new file is whole."""
+    json: JsonOption = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be written."""
+        check_export_suffix(self.out)
+
+
+def check_export_suffix(path: Path) -> None:
+    """Refuse a file of another kind.
+
+    Raises:
+        ValueError: its suffix is none of `EXPORT_SUFFIXES`.
+    """
+    if path.suffix not in EXPORT_SUFFIXES:
+        known = ", ".join(EXPORT_SUFFIXES)
+        raise ValueError(f"out must end with one of {known}, got {str(path)!r}")

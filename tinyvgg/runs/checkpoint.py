@@ -186,6 +186,15 @@ def read_checkpoint(path: Path, kind: type[Kind], device: torch.device | str = "
         ) from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a tinyvgg checkpoint of format {FORMAT}; train again")
+    return check_fields(path, kind, fields)
+
+
+def check_fields(path: Path, kind: type[Kind], fields: dict[str, Any]) -> Kind:
+    """Return a checkpoint of fields that nobody checked.
+
+    Raises:
+        CheckpointError: one of them is not what it must be.
+    """
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
