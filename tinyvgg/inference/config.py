@@ -58,8 +58,8 @@ class EvaluateConfig:
 class PredictConfig:
     """Say what images show, seen as the run's evaluation view shows them.
 
-    Any kind and size of image that 'tinyvgg pack' takes. Folders and zips are walked to their
-    depth, sorted; what is no image by its name is counted and named. An image that cannot be read
+    Any kind and size of image that 'tinyvgg pack' takes. Folders are walked to their depth, sorted;
+    what is no image by its name is counted and named. An image that cannot be read
     or decoded, or a folder without images, is named on stderr in one line and the rest goes on;
     the exit status is then 1.
     """
@@ -68,7 +68,9 @@ class PredictConfig:
     images: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="IMAGE|FOLDER", help="Files, folders, zips; -: paths from stdin."),
+        tyro.conf.arg(
+            metavar="IMAGE|FOLDER", help="Files and folders; -: paths from stdin, one a line."
+        ),
     ]
     top_k: int = 5
     """Classes to name of each image."""

@@ -78,16 +78,22 @@ class PixelNetwork(nn.Module):
         super().__init__()
         self.model = _with_plain_pools(copy.deepcopy(trained.model).cpu().float().eval())
         self.to(memory_format=torch.contiguous_format)  # what other programs expect
-        normalization = Normalization(trained.preprocessing.mean, trained.preprocessing.std)
-        scale = torch.from_numpy(normalization.scale).view(1, 3, 1, 1)
-        self.register_buffer("scale", scale if given == "uint8" else scale * 255)
-        self.register_buffer("shift", torch.from_numpy(normalization.shift).view(1, 3, 1, 1))
+        scale, shift = _find_scale_shift(trained)
+        self.scale = nn.Buffer(scale if given == "uint8" else scale * 255)
+        self.shift = nn.Buffer(shift)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, float32 [B, K], of images [B, 3, H, W]."""
         output = self.model(images.float() * self.scale + self.shift)
         logits: Tensor = output[0] if isinstance(output, tuple) else output
         return logits
+
+
+def _find_scale_shift(trained: TrainedNetwork) -> tuple[Tensor, Tensor]:
+    """Return what normalizes pixels, 0 to 255: float32 [1, 3, 1, 1] each."""
+    normalization = Normalization(trained.preprocessing.mean, trained.preprocessing.std)
+    scale, shift = map(torch.from_numpy, (normalization.scale, normalization.shift))
+    return scale.view(1, 3, 1, 1), shift.view(1, 3, 1, 1)
 
 
 def _with_plain_pools(model: nn.Module) -> nn.Module:
@@ -193,11 +199,7 @@ def compute_expected(trained: TrainedNetwork) -> tuple[Tensor, Tensor]:
     color = generator.integers(0, 256, (max(BATCHES), 3, 1, 1))
     share = np.linspace(0, 1, max(BATCHES))[:, None, None, None]
     pixels = torch.from_numpy((noise * (1 - share) + color * share).astype(np.uint8))
-    normalization = Normalization(trained.preprocessing.mean, trained.preprocessing.std)
-    scale, shift = (
-        torch.from_numpy(values).view(1, 3, 1, 1)
-        for values in (normalization.scale, normalization.shift)
-    )
+    scale, shift = _find_scale_shift(trained)
     reference = copy.deepcopy(trained).cpu().float().eval()
     images = (pixels.float() * scale + shift).contiguous(memory_format=torch.channels_last)
     return pixels, reference(images)

@@ -1,10 +1,10 @@
 """Given images: what a user names or holds, as one list of images to look at.
 
-From: the command line (paths of files, folders, zips, lines of stdin), or a notebook (paths, PIL
+From: the command line (paths of files and folders, lines of stdin), or a notebook (paths, PIL
       images, arrays).
 To:   `predict`, whose threads read them.
 
-A folder or zip is walked to its depth, sorted byte by byte; what is hidden, or no image by its
+A folder is walked to its depth, sorted byte by byte; what is hidden, or no image by its
 name, is left out, counted and named as `pack` does. A file that is named itself is an image
 whatever its name says.
 """
@@ -50,7 +50,7 @@ def find_images(paths: Iterable[str], lines: Iterable[bytes] = ()) -> Iterator[G
     What cannot be read is an image as well: whoever reads it hears of it.
 
     Args:
-        paths: of files, folders and zips; "-" stands for those of `lines`.
+        paths: of files and folders; "-" stands for those of `lines`.
         lines: a path each, as the lines of a file; empty ones are skipped.
     """
     for path in paths:
@@ -62,7 +62,7 @@ def find_images(paths: Iterable[str], lines: Iterable[bytes] = ()) -> Iterator[G
 
 
 def _find_below(path: str) -> Iterator[GivenImage]:
-    if not (os.path.isdir(path) or path.lower().endswith(".zip")):  # noqa: PTH112
+    if not os.path.isdir(path):  # noqa: PTH112
         yield GivenImage(path, partial(read_regular_file, path, MAX_FILE_BYTES))
         return
     try:

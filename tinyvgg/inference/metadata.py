@@ -84,5 +84,5 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         digest.update(name.encode("utf-8", "surrogatepass"))
         flat = weights[name].detach().cpu().contiguous().view(-1)
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
