@@ -76,8 +76,9 @@ class PredictionPrinter:
             print_tables([render_predictions(self.found)])
         if self.damaged or not self.num_images:
             count, total = f"{len(self.damaged):,}", f"{self.num_images:,}"
-            found = f"{count} of {total} could not be read" if self.damaged else "none was given"
-            print_error(f"tinyvgg predict: images: {found}; the rest is complete")
+            found = f"{count} of {total} could not be read; the others are complete"
+            found = found if self.damaged else "none was given; name some"
+            print_error(f"tinyvgg predict: images: {found}")
         if config.grid is not None:
             drawn = [found for found in self.found if found.shown is not None]
             if drawn:
