@@ -222,14 +222,32 @@ class Predictor:
             return error.strerror or type(error).__name__
         return None
 
+    def read_batch(self, images: list[GivenImage]) -> Tensor:
+        """Return images as the network gets them, on its device, [B, H, W, 3] in its type.
+
+        Raises:
+            DatasetError: one of them is damaged.
+        """
+        with ThreadPoolExecutor(1) as threads:
+            prepared = self._begin(images, threads, 1)
+        for job in prepared.jobs:
+            job.result()
+        for image, damage in zip(images, prepared.damages, strict=True):
+            if damage is not None:
+                raise DatasetError(f"{image.name}: {damage}")
+        return self._normalize(prepared)
+
+    def _normalize(self, prepared: _Prepared) -> Tensor:
+        """Return what threads have normalized, or normalize it on the device."""
+        if prepared.normalized is not None:
+            return prepared.normalized
+        pixels = torch.from_numpy(prepared.pixels).to(self.device)
+        return (pixels.float() * self.scale + self.shift).to(self.kernel.dtype)
+
     @torch.no_grad()
     def _compute(self, prepared: _Prepared) -> tuple[list[list[float]], list[list[int]]]:
         """Return the best probabilities and their labels, best first."""
-        if prepared.normalized is not None:
-            images = prepared.normalized
-        else:
-            pixels = torch.from_numpy(prepared.pixels).to(self.device)
-            images = (pixels.float() * self.scale + self.shift).to(self.kernel.dtype)
+        images = self._normalize(prepared)
         with torch.autocast(self.device.type, self.kernel.dtype, enabled=self.amp != "off"):
             logits: Tensor = self.trained(images.permute(0, 3, 1, 2))
         best = logits.float().softmax(dim=1).topk(self.top_k)
