@@ -227,7 +227,7 @@ def run_predict(argv: Sequence[str]) -> int:
 
     trained = load(config.checkpoint, device=find_device(config.device))
     images = list(find_images(config.images, sys.stdin.buffer))
-    printer = PredictionPrinter(config)
+    printer = PredictionPrinter(config, len(images))
     predictor = Predictor(
         trained,
         top_k=config.top_k,
@@ -237,9 +237,8 @@ def run_predict(argv: Sequence[str]) -> int:
     )
     with progress_bars() as open_bar:
         advance = open_bar("predict", len(images))
-        for prediction in predictor.predict(images):
+        for prediction in predictor.predict(images, advance):
             printer.add(prediction)
-            advance(1)
     return printer.finish()
 
 

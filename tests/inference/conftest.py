@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from tinyvgg.inference.trained import Preprocessing, TrainedNetwork
@@ -11,12 +12,13 @@ from tinyvgg.model.vgg import build_network, initialize_he
 MEAN, STD = (0.48, 0.45, 0.4), (0.28, 0.27, 0.29)
 
 
-def draw_images(num_images: int, height: int, width: int) -> np.ndarray:
+def draw_images(num_images: int, height: int, width: int) -> NDArray[np.uint8]:
     """Return uint8 [n, H, W, 3]: noise around a color that tells the image's class of three."""
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 96, (num_images, height, width, 3))
     colors = np.array([[150, 0, 0], [0, 150, 0], [0, 0, 150]])
-    return (noise + colors[np.arange(num_images) % 3][:, None, None]).astype(np.uint8)
+    images: NDArray[np.int64] = noise + colors[np.arange(num_images) % 3][:, None, None]
+    return images.astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +44,7 @@ def trained() -> TrainedNetwork:
     return network
 
 
-def normalize(images: np.ndarray) -> torch.Tensor:
+def normalize(images: NDArray[np.uint8]) -> torch.Tensor:
     """Return float32 [n, 3, H, W] of uint8 [n, H, W, 3]; the obvious way."""
     pixels = images.astype(np.float64) / 255
     return torch.from_numpy(((pixels - MEAN) / STD).astype(np.float32)).permute(0, 3, 1, 2)

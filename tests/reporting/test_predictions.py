@@ -12,7 +12,7 @@ from PIL import Image
 
 from tinyvgg.inference.config import PredictConfig
 from tinyvgg.inference.predict import Guess, Prediction
-from tinyvgg.reporting.predictions import PredictionPrinter
+from tinyvgg.reporting.predictions import MAX_TABLE, PredictionPrinter
 
 ODD = "a[red]\x1b[31m\n\u202e,猫.jpg"
 ESCAPED = "a[red]\\x1b[31m\\n\\u202e,猫.jpg"
@@ -24,7 +24,8 @@ def predict(name: str = ODD, **fields: Any) -> Prediction:
 
 
 def print_all(predictions: list[Prediction], **options: Any) -> int:
-    printer = PredictionPrinter(PredictConfig(Path("best.pt"), ("x",), **options))
+    config = PredictConfig(Path("best.pt"), ("x",), **options)
+    printer = PredictionPrinter(config, len(predictions))
     for prediction in predictions:
         printer.add(prediction)
     return printer.finish()
@@ -43,6 +44,17 @@ def test_the_table_shows_every_guess_and_no_control_character(
     assert "\\x07dog" in out
     assert "0.7500" in out
     assert all(character.isprintable() or character == "\n" for character in out)
+
+
+def test_more_images_than_a_table_holds_are_a_line_each(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert print_all([predict()] * (MAX_TABLE + 1)) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f'{ESCAPED}: 0.7500 n02 cat, "tabby"; 0.2500 n01 \\x07dog'
+    ] * (MAX_TABLE + 1)  # fmt: skip
 
 
 def test_json_is_one_document_with_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

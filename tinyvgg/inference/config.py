@@ -61,7 +61,8 @@ class PredictConfig:
     Any kind and size of image that 'tinyvgg pack' takes. Folders are walked to their depth, sorted;
     what is no image by its name is counted and named. An image that cannot be read
     or decoded, or a folder without images, is named on stderr in one line and the rest goes on;
-    the exit status is then 1.
+    the exit status is then 1. Over 200 images
+    are printed as a line each instead of a table.
     """
 
     checkpoint: CheckpointOption

@@ -9,7 +9,7 @@ the others, which says why, and the rest goes on.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,6 +29,8 @@ from tinyvgg.loading.host_kernel import HostKernel
 from tinyvgg.options import Amp
 from tinyvgg.regular import is_of_the_file
 from tinyvgg.training.amp import AMP_DTYPES
+
+NUM_AHEAD = 3  # batches that threads decode, the one included that the network waits for
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,16 @@ class Predictor:
             for values in (normalization.scale, normalization.shift)
         )
 
-    def predict(self, images: Iterable[GivenImage]) -> Iterator[Prediction]:
+    def predict(
+        self,
+        images: Iterable[GivenImage],
+        advance: Callable[[int], Any] = lambda num_images: None,
+    ) -> Iterator[Prediction]:
         """Yield what the network says of each image, in order.
+
+        Args:
+            images: asked for three batches ahead.
+            advance: called with the number of images of each batch that is done.
 
         Raises:
             CheckpointError: what the network gives is NaN or infinite.
@@ -160,7 +170,7 @@ class Predictor:
         try:
             self.trained.eval()
             while True:
-                while len(ahead) < 3 and (batch := list(islice(given, self.batch_size))):
+                while len(ahead) < NUM_AHEAD and (batch := list(islice(given, self.batch_size))):
                     ahead.append(self._begin(batch, threads, num_threads))
                 if not ahead:
                     return
@@ -169,6 +179,7 @@ class Predictor:
                     job.result()
                 yield from self._answer(prepared, num_kept)
                 num_kept = max(0, num_kept - len(prepared.images))
+                advance(len(prepared.images))
         finally:
             threads.shutdown(cancel_futures=True)
             self.trained.train(was_training)

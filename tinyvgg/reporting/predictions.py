@@ -8,6 +8,7 @@ Names of files and classes are text: no markup, no control character.
 
 import csv
 import io
+from collections.abc import Callable
 from typing import Any
 
 from rich.table import Table
@@ -26,21 +27,28 @@ from tinyvgg.reporting.console import (
 from tinyvgg.reporting.grid import draw_predictions
 
 MAX_DRAWN = 400  # images of a picture
+MAX_TABLE = 200  # images of a table: rich takes 4 ms for each, more than a network does
 CSV_COLUMNS = ("image", "rank", "label", "class", "words", "probability")
 
 
 class PredictionPrinter:
-    """Collects predictions, and prints them at the end; CSV as they come.
+    """Collects predictions, and prints them at the end; CSV, and what no table holds, as they come.
 
     Args:
         config: says in which form.
+        num_images: that will come; more than `MAX_TABLE` are a line each.
 
     Attributes:
         num_drawn: images of which `shown` is needed.
     """
 
-    def __init__(self, config: PredictConfig) -> None:
+    def __init__(self, config: PredictConfig, num_images: int) -> None:
         self.config = config
+        self.render: Callable[[Prediction], list[str]] | None = None
+        if config.csv:
+            self.render = render_csv
+        elif num_images > MAX_TABLE and not config.json:
+            self.render = render_line
         self.num_drawn = 0 if config.grid is None else MAX_DRAWN
         self.found: list[Prediction] = []
         self.damaged: list[dict[str, str | None]] = []
@@ -54,8 +62,8 @@ class PredictionPrinter:
         if prediction.damage is not None:
             print_error(f"tinyvgg predict: {printable(f'{prediction.name}: {prediction.damage}')}")
             self.damaged.append({"image": prediction.name, "reason": prediction.damage})
-        elif self.config.csv:
-            print_lines(render_csv(prediction))
+        elif self.render is not None:
+            print_lines(self.render(prediction))
             if len(self.found) < self.num_drawn:
                 self.found.append(prediction)
         else:
@@ -72,7 +80,7 @@ class PredictionPrinter:
                     "damaged": self.damaged,
                 }
             )
-        elif self.found and not config.csv:
+        elif self.found and self.render is None:
             print_tables([render_predictions(self.found)])
         if self.damaged or not self.num_images:
             count, total = f"{len(self.damaged):,}", f"{self.num_images:,}"
@@ -104,6 +112,15 @@ def render_predictions(predictions: list[Prediction]) -> Table:
                 end_section=rank == len(prediction.guesses) - 1,
             )
     return table
+
+
+def render_line(prediction: Prediction) -> list[str]:
+    """Return one line for an image."""
+    guesses = (
+        f"{guess.probability:.4f} {f'{guess.class_folder} {guess.words}'.rstrip()}"
+        for guess in prediction.guesses
+    )
+    return [printable(f"{prediction.name}: {'; '.join(guesses)}")]
 
 
 def render_csv(prediction: Prediction) -> list[str]:
