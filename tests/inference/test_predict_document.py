@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,12 @@ def folder(trained: TrainedNetwork, tmp_path_factory: pytest.TempPathFactory) ->
     root = tmp_path_factory.mktemp("document")
     (root / "run").mkdir()
     preprocessing = trained.preprocessing
-    fields = {"arch": trained.arch, "model": trained.model.state_dict(), "pixels": 32, "amp": "off"}
+    fields: dict[str, Any] = {
+        "arch": trained.arch,
+        "model": trained.model.state_dict(),
+        "pixels": 32,
+        "amp": "off",
+    }
     fields |= {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
     fields |= {"class_folders": trained.class_folders, "class_words": trained.class_words}
     torch.save({"format": 1, **fields}, root / "run" / "best.pt")
