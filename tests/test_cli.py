@@ -98,6 +98,71 @@ def test_evaluate_ends_with_status_1_under_the_asked_top1(quick_start: Path) -> 
 
 
 @pytest.mark.slow
+def test_predict_names_what_is_damaged_and_goes_on(quick_start: Path, tmp_path: Path) -> None:
+    images = sorted((quick_start / "images" / "val").rglob("*.JPEG"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, image in enumerate(images[:2]):
+        (folder / f"{number}.jpg").write_bytes(image.read_bytes())
+    (folder / "1.jpg").write_bytes(images[1].read_bytes()[:-300])
+    (folder / "notes.csv").write_text("x")
+
+    done = type_command(
+        "predict", "run/best.pt", folder, images[2], "no.jpg", "--json", "--top-k", "2",
+        cwd=quick_start,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert [found["image"] for found in document["predictions"]] == [
+        f"{folder}/0.jpg", str(images[2])
+    ]  # fmt: skip
+    assert all(len(found["guesses"]) == 2 for found in document["predictions"])
+    assert [found["image"] for found in document["damaged"]] == [f"{folder}/1.jpg", "no.jpg"]
+    assert "1 files that are no images by their names" in done.stderr
+    assert "images: 2 of 4 could not be read; the others are complete" in done.stderr
+
+
+@pytest.mark.slow
+def test_predict_and_evaluate_agree_from_a_checkpoint_and_from_what_is_exported_of_it(
+    quick_start: Path, tmp_path: Path
+) -> None:
+    exported = tmp_path / "best.safetensors"
+    done = type_command("export", "run/best.pt", exported, cwd=quick_start)
+    assert done.returncode == 0, done.stderr
+    again = type_command("export", "run/best.pt", exported, cwd=quick_start)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert f"{exported}: there already; pass another name, or --overwrite" in again.stderr
+    paths = sorted((quick_start / "images" / "val").rglob("*.JPEG"))
+
+    found = [
+        subprocess.run(
+            [sys.executable, "-m", "tinyvgg.cli", "predict", network, "-", "--csv"],
+            input="\n".join(map(str, paths)),
+            capture_output=True,
+            text=True,
+            cwd=quick_start,
+            check=True,
+        ).stdout
+        for network in ("run/best.pt", exported)
+    ]
+    evaluated = type_command("evaluate", exported, "packed", "--json", cwd=quick_start)
+
+    assert found[0] == found[1]
+    rows = [line.split(",") for line in found[0].splitlines()]
+    best = {row[0]: row[3] for row in rows if row[1] == "1"}
+    hits = sum(best[str(path)] == path.relative_to(quick_start).parts[2] for path in paths)
+    assert json.loads(evaluated.stdout)["top1"] == pytest.approx(hits / len(paths))
+
+
+def test_export_to_another_suffix_is_a_usage_error(tmp_path: Path) -> None:
+    done = type_command("export", "best.pt", tmp_path / "x.pth")
+
+    assert done.returncode == 2
+    assert "out must end with one of .safetensors, .onnx" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
 def test_train_resumes_with_the_settings_of_the_run(quick_start: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = ("train", quick_start / "packed", "--out", run, "--amp", "off", "--epochs", "2")

@@ -49,3 +49,16 @@ def test_a_failing_disk_is_an_error_that_names_the_folder(
         replace_file(tmp_path / "a", b"new")
 
     assert caught.value.filename == str(tmp_path)
+
+
+def test_a_file_that_fails_its_check_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def refuse(partial: Path) -> None:
+        raise ValueError(partial.read_bytes())
+
+    with pytest.raises(ValueError, match="new"):
+        replace_file(path, b"new", check=refuse)
+
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.bin": b"old"}

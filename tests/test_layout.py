@@ -161,7 +161,19 @@ def heavy_modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "pack", "verify", "inspect", "synth", "download", "train", "evaluate"]
+    "command",
+    [
+        "",
+        "pack",
+        "verify",
+        "inspect",
+        "synth",
+        "download",
+        "train",
+        "evaluate",
+        "predict",
+        "export",
+    ],
 )
 def test_help_imports_no_torch_numba_or_matplotlib(command: str) -> None:
     argv = [*command.split(), "--help"]

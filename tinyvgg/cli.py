@@ -230,6 +230,60 @@ def run_evaluate(argv: Sequence[str]) -> int:
     return 0 if fault is None else 1
 
 
+def run_predict(argv: Sequence[str]) -> int:
+    """Say what images show: classes, words, probabilities."""
+    from tinyvgg.inference.config import PredictConfig
+
+    config = parse_config(PredictConfig, "predict", argv)
+
+    from tinyvgg.inference.given_images import find_images
+    from tinyvgg.inference.predict import Predictor
+    from tinyvgg.reporting.predictions import PredictionPrinter
+    from tinyvgg.reporting.progress import progress_bars
+    from tinyvgg.runs.networks import load
+    from tinyvgg.training.devices import find_device
+
+    trained = load(config.checkpoint, device=find_device(config.device))
+    images = list(find_images(config.images, sys.stdin.buffer))
+    printer = PredictionPrinter(config, len(images))
+    predictor = Predictor(
+        trained,
+        top_k=config.top_k,
+        batch_size=config.batch_size,
+        amp=config.amp,
+        num_kept=printer.num_drawn,
+    )
+    with progress_bars() as open_bar:
+        advance = open_bar("predict", len(images))
+        for prediction in predictor.predict(images, advance):
+            printer.add(prediction)
+    return printer.finish()
+
+
+def run_export(argv: Sequence[str]) -> int:
+    """Write a network as .safetensors, .onnx or .pt2, read back and compared."""
+    from tinyvgg.inference.config import ExportConfig
+
+    config = parse_config(ExportConfig, "export", argv)
+
+    from tinyvgg.inference.export import export
+    from tinyvgg.reporting.console import print_json, print_line
+    from tinyvgg.runs.networks import load
+
+    trained = load(config.checkpoint, device="cpu")
+    exported = export(trained, config.out, given=config.input, overwrite=config.overwrite)
+    if config.json:
+        print_json({**asdict(exported), "path": str(exported.path)})
+        return 0
+    print_line(
+        f"{exported.path}: {exported.num_bytes:,} bytes; read back, its logits (up to "
+        f"{exported.max_logit:.1f}) differ by {exported.max_difference:.1g} at most"
+    )
+    if "input" in exported.metadata:
+        print_line(f"{exported.path}: takes {exported.metadata['input']}; gives logits [B, K]")
+    return 0
+
+
 def run_bench(argv: Sequence[str]) -> int:
     """Measure images/sec on this machine: every stage, or loading beside ImageFolder's."""
     from tinyvgg.bench.config import BenchConfig
@@ -334,6 +388,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": run_inspect,
     "train": run_train,
     "evaluate": run_evaluate,
+    "predict": run_predict,
+    "export": run_export,
     "bench": run_bench,
 }
 

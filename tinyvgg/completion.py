@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from tinyvgg.bench.config import BenchConfig
-from tinyvgg.inference.config import EvaluateConfig
+from tinyvgg.inference.config import EvaluateConfig, ExportConfig, PredictConfig
 from tinyvgg.packing.config import DownloadConfig, PackConfig, SynthConfig
 from tinyvgg.runs.config import TrainFlags
 from tinyvgg.shards.config import InspectConfig, VerifyConfig
@@ -25,6 +25,8 @@ CONFIGS: dict[str, Any] = {
     "inspect": InspectConfig,
     "train": TrainFlags,
     "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
+    "export": ExportConfig,
     "bench": BenchConfig,
 }
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from tinyvgg.errors import naming
@@ -13,13 +14,19 @@ NO_FOLDER_SYNC = frozenset(
 )
 
 
-def replace_file(path: Path, data: bytes | memoryview, keep_as: Path | None = None) -> None:
+def replace_file(
+    path: Path,
+    data: bytes | memoryview,
+    keep_as: Path | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
     """Write a file beside its name, sync it, then rename it over what was there.
 
     Args:
         path: the final name.
         data: all of it.
         keep_as: name for what was there; killed in between, only that name is there.
+        check: given the file under another name, before it takes this one; may raise to prevent it.
 
     Raises:
         OSError: the disk is full or cannot be written, with the path and the bytes needed; the
@@ -31,6 +38,8 @@ def replace_file(path: Path, data: bytes | memoryview, keep_as: Path | None = No
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(partial)
         if keep_as is not None and path.exists():
             path.replace(keep_as)
         partial.replace(path)

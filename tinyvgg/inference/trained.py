@@ -1,19 +1,23 @@
 """Trained networks: a network, what its images must be, and what its logits mean.
 
 From: `runs`, which trains networks and reads them from checkpoints.
-To:   `evaluate`; and a notebook, which calls them.
+To:   `evaluate`, `predict`, `export`; and a notebook, which calls them.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from tinyvgg.errors import CheckpointError
+from tinyvgg.errors import CheckpointError, DatasetError, bad_files_text
 from tinyvgg.loading.batch import resize_images
 from tinyvgg.loading.config import CENTER_SHARE
 from tinyvgg.model.vgg import compute_logits
 from tinyvgg.options import Amp
 from tinyvgg.shards.store import PackedDataset
+
+if TYPE_CHECKING:  # it builds on this module
+    from tinyvgg.inference.predict import Prediction
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class Preprocessing:
         amp: autocast type it was trained in: "off", "bf16" or "fp16".
         center_share: side of the square that is shown of images of several sizes, as a share of
             their shorter side.
+        stored_size: (H, W) of the images that it was trained on; None: several, or not known.
+        is_center: whether images are shown by their central square, as those of several sizes are;
+            else whole.
     """
 
     mean: tuple[float, float, float]
@@ -33,6 +40,8 @@ class Preprocessing:
     pixels: int | None = None
     amp: Amp = "off"
     center_share: float = CENTER_SHARE
+    stored_size: tuple[int, int] | None = None
+    is_center: bool = False
 
 
 def note_preprocessing(network: nn.Module, preprocessing: Preprocessing) -> None:
@@ -54,6 +63,7 @@ class TrainedNetwork(nn.Module):
         class_folders: in label order.
         class_words: what they are called, "" where nobody said.
         preprocessing: what its images must be.
+        arch: its name in `ARCHS`; None for a network of the caller's.
     """
 
     def __init__(
@@ -62,12 +72,14 @@ class TrainedNetwork(nn.Module):
         class_folders: list[str],
         class_words: list[str],
         preprocessing: Preprocessing,
+        arch: str | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.class_folders = class_folders
         self.class_words = class_words
         self.preprocessing = preprocessing
+        self.arch = arch
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] of images [B, 3, H, W], normalized as `preprocessing` says.
@@ -77,6 +89,48 @@ class TrainedNetwork(nn.Module):
         if self.preprocessing.pixels is not None:
             images = resize_images(images, self.preprocessing.pixels)
         return compute_logits(self.model, images)
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        top_k: int = 5,
+        batch_size: int | None = None,
+        amp: Amp = "auto",
+        keep_damaged: bool = False,
+    ) -> "list[Prediction]":
+        """Say what images show, seen as the run's evaluation view shows them.
+
+        Args:
+            images: one, or any iterable of: paths of image files, PIL images, arrays uint8
+                [H, W, 3] RGB; or an array uint8 [n, H, W, 3]. Any size; any kind that `pack`
+                takes.
+            top_k: classes to name of each.
+            batch_size: images that are computed at once; None: 256 on a CPU, 1,024 elsewhere.
+            amp: autocast type; "auto": as the network was trained.
+            keep_damaged: whether what cannot be decoded gets a `Prediction` without guesses, whose
+                `damage` says why, and is no error.
+
+        Returns:
+            A `Prediction` for each image, in order: `guesses`, best first, with `class_folder`,
+            `words` and `probability`.
+
+        Raises:
+            DatasetError: images cannot be decoded; it names the first 20.
+            TypeError: an image is none of these.
+            ValueError: `top_k` or `batch_size` is under 1.
+            CheckpointError: what the network gives is NaN or infinite.
+        """
+        from tinyvgg.inference.given_images import take_images
+        from tinyvgg.inference.predict import Predictor
+
+        predictor = Predictor(self, top_k=top_k, batch_size=batch_size, amp=amp)
+        predictions = list(predictor.predict(take_images(images)))
+        damaged = [(found.name, found.damage) for found in predictions if found.damage is not None]
+        if damaged and not keep_damaged:
+            remedy = "drop them, or pass keep_damaged=True"
+            raise DatasetError(bad_files_text("images", damaged, remedy))
+        return predictions
 
 
 def check_classes(trained: TrainedNetwork, dataset: PackedDataset) -> None:

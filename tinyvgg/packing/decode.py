@@ -102,7 +102,7 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
                 "drop it, or pack with --resize"
             )
         with decode_memory.taken(_count_pixels(image), WORKING_BYTES):
-            with _Refusing("cannot be decoded"):
+            with Refusing("cannot be decoded"):
                 if found is not None:
                     rgb = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
                 else:
@@ -110,7 +110,7 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
                         _refuse_damaged_jpeg(data)
                     with tiff_errors_raised():
                         rgb = image.convert("RGB")
-            pixels[:] = np.asarray(_cut_square(rgb, height) if resize else rgb)
+            pixels[:] = np.asarray(cut_square(rgb, height) if resize else rgb)
 
 
 def decode_plain_jpeg(data: bytes, pixels: NDArray[np.uint8]) -> None:
@@ -122,7 +122,7 @@ def decode_plain_jpeg(data: bytes, pixels: NDArray[np.uint8]) -> None:
         DatasetError: it is damaged.
         MemoryError: the machine cannot decode it now.
     """
-    with _Refusing("cannot be decoded"):
+    with Refusing("cannot be decoded"):
         decode_jpeg(data, pixels)
 
 
@@ -153,7 +153,7 @@ def _open_image(data: bytes) -> Image.Image:
     """Read the header of an image, which must be of a known format and not too large."""
     if not data:
         raise DatasetError("0 bytes, expected an image")
-    with _Refusing(f"{len(data):,} bytes that are not an image", is_reason_told=False):
+    with Refusing(f"{len(data):,} bytes that are not an image", is_reason_told=False):
         _import_plugins()
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -192,7 +192,7 @@ def _count_pixels(image: Image.Image) -> int:
     return max(image.width * image.height, width * height)
 
 
-class _Refusing:
+class Refusing:
     """Turns what a decoder raises into a `DatasetError`, save what is the machine's fault.
 
     A class, as two generators would take a tenth of what decoding a 64 x 64 JPEG does.
@@ -216,7 +216,7 @@ class _Refusing:
         raise DatasetError(self.what + reason) from error
 
 
-def _cut_square(image: Image.Image, side: int) -> Image.Image:
+def cut_square(image: Image.Image, side: int) -> Image.Image:
     """Scale the shorter side of an RGB image to `side` and cut out the center square."""
     size = [int(side * n / min(image.size)) for n in image.size]  # rounded as torchvision does
     if size[0] * size[1] > MAX_PIXELS:  # a strip of 1 x 65,535 pixels

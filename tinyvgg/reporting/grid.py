@@ -1,10 +1,13 @@
-"""Grid: a contact sheet of a packed data set, to see that images and labels belong together.
+"""Grid: contact sheets: of a packed data set, of images and what a network says of them.
 
-From: `shards`, an opened data set.
-To:   `tinyvgg inspect --grid FILE.png`.
+From: `shards`, an opened data set; `inference`, predictions.
+To:   `tinyvgg inspect --grid FILE.png` and `tinyvgg predict --grid FILE.png`.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -12,11 +15,15 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tinyvgg.errors import naming, printable
 from tinyvgg.shards.store import PackedDataset
 
+if TYPE_CHECKING:  # `inspect` works without torch
+    from tinyvgg.inference.predict import Prediction
+
 IMAGES_PER_CLASS = 4
 CLASSES_PER_LINE = 2
 MARGIN_PIXELS = 4
 THUMBNAIL_PIXELS = 64
 TEXT_PIXELS = 16
+ANSWER_PIXELS = 128  # of a predicted image, at least, so that its answer has room
 
 
 def draw_grid(dataset: PackedDataset, path: Path) -> None:
@@ -39,8 +46,7 @@ def draw_grid(dataset: PackedDataset, path: Path) -> None:
         left = label % CLASSES_PER_LINE * cell_width + MARGIN_PIXELS
         top = label // CLASSES_PER_LINE * cell_height + MARGIN_PIXELS
         words = printable(f"{label} {record.folder} {record.words}".strip())
-        while pen.textlength(words, font) > cell_width - 2 * MARGIN_PIXELS:
-            words = words.removesuffix("…")[:-1] + "…"
+        words = shorten(words, pen, font, cell_width - 2 * MARGIN_PIXELS)
         pen.text((left, top), words, "black", font)
         rows = np.flatnonzero(dataset.train.labels == label)[:IMAGES_PER_CLASS]
         for position, row in enumerate(rows):
@@ -54,3 +60,49 @@ def draw_grid(dataset: PackedDataset, path: Path) -> None:
             sheet.paste(thumbnail, (left + position * (width + MARGIN_PIXELS), top + TEXT_PIXELS))
     with naming(path):
         sheet.save(path, "PNG")
+
+
+def draw_predictions(predictions: Sequence["Prediction"], path: Path) -> None:
+    """Write images and their answers as one PNG, about as high as it is wide.
+
+    Args:
+        predictions: with `shown`, at least one.
+        path: of the PNG.
+    """
+    sides = [pixels.shape[:2] for found in predictions if (pixels := found.shown) is not None]
+    scale = max(1, -(-ANSWER_PIXELS // max(map(max, sides))))
+    height, width = (scale * max(side) for side in zip(*sides, strict=True))
+    cell_height = height + 2 * TEXT_PIXELS + 2 * MARGIN_PIXELS
+    cell_width = width + 2 * MARGIN_PIXELS
+    num_columns = math.ceil(math.sqrt(len(predictions) * cell_height / cell_width))
+    num_columns = min(num_columns, len(predictions))
+    num_lines = -(-len(predictions) // num_columns)
+    sheet = Image.new("RGB", (num_columns * cell_width, num_lines * cell_height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for place, found in enumerate(predictions):
+        left = place % num_columns * cell_width + MARGIN_PIXELS
+        top = place // num_columns * cell_height + MARGIN_PIXELS
+        if found.shown is not None:
+            image = Image.fromarray(found.shown)
+            size = (scale * image.width, scale * image.height)
+            sheet.paste(image.resize(size, Image.Resampling.NEAREST), (left, top))
+        best = found.best
+        lines = (found.name.rpartition("/")[2], f"{best.probability:.0%} {best.title}")
+        for number, text in enumerate(lines):
+            text = shorten(printable(text), pen, font, width)
+            color = "gray" if number == 0 else "black"
+            pen.text((left, top + height + number * TEXT_PIXELS), text, color, font)
+    with naming(path):
+        sheet.save(path, "PNG")
+
+
+def shorten(
+    text: str,
+    pen: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width: int,
+) -> str:
+    """Return a text cut off so that it is not wider than so many pixels."""
+    while text not in ("", "…") and pen.textlength(text, font) > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    return text

@@ -33,12 +33,14 @@ from tinyvgg.durable import replace_file
 from tinyvgg.errors import CheckpointError
 from tinyvgg.loading.config import CENTER_SHARE
 from tinyvgg.options import Amp
+from tinyvgg.shards.jpeg import MAX_SIDE
 from tinyvgg.training.config import ArchName
 from tinyvgg.training.trainer import TrainedEpoch
 
 FORMAT = 1
 
 Kind = TypeVar("Kind", bound="Checkpoint")
+Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class Checkpoint(BaseModel):
         arch: name of the network; None if it is a caller's own, whose weights these are.
         model: its weights by name, with averaged weights where there is an average.
         pixels: shorter side of the images that it was last trained on.
+        stored_size: height and width of the data set's images; None if they have several sizes, or
+            nobody noted them.
+        is_center: whether images are scored by their central square, as those of several sizes are.
         center_share: side of the square that images of several sizes are scored by, as a share of
             their shorter side.
         class_folders: in label order.
@@ -89,6 +94,8 @@ class Checkpoint(BaseModel):
     arch: ArchName | None
     model: dict[str, Tensor]
     pixels: Annotated[int, Field(strict=True, ge=1)]
+    stored_size: tuple[Side, Side] | None = None
+    is_center: bool = False
     center_share: Annotated[float, Field(strict=True, gt=0, le=1)] = CENTER_SHARE
     class_folders: Annotated[list[StrictStr], Field(min_length=1)]
     class_words: list[StrictStr] = []
@@ -179,6 +186,15 @@ def read_checkpoint(path: Path, kind: type[Kind], device: torch.device | str = "
         ) from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a tinyvgg checkpoint of format {FORMAT}; train again")
+    return check_fields(path, kind, fields)
+
+
+def check_fields(path: Path, kind: type[Kind], fields: dict[str, Any]) -> Kind:
+    """Return a checkpoint of fields that nobody checked.
+
+    Raises:
+        CheckpointError: one of them is not what it must be.
+    """
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

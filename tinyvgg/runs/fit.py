@@ -101,6 +101,8 @@ class Run:
                 trainer.last_pixels,
                 cast(Amp, trainer.amp),
                 trainer.recipe.center_share,
+                trainer.dataset.manifest.image.size,
+                is_center=trainer.dataset.manifest.image.size is None,
             ),
         )
 

@@ -15,6 +15,7 @@ from tinyvgg.inference.trained import Preprocessing, TrainedNetwork
 from tinyvgg.loading.batch import channel_triple
 from tinyvgg.model.vgg import ARCHS, build_network
 from tinyvgg.runs.checkpoint import Checkpoint, read_checkpoint
+from tinyvgg.runs.weight_file import SUFFIX, read_weight_file
 from tinyvgg.training.devices import find_device
 
 
@@ -27,7 +28,7 @@ def load(
     """Read the network of a checkpoint.
 
     Args:
-        checkpoint: RUN/best.pt or RUN/last.pt.
+        checkpoint: RUN/best.pt or RUN/last.pt, or a .safetensors that `tinyvgg export` wrote.
         model: takes the weights, where `fit` was given a network; in place.
         device: where the network goes; "auto" takes an accelerator where there is one.
 
@@ -42,7 +43,10 @@ def load(
     """
     path = Path(checkpoint)
     target = find_device(device) if isinstance(device, str) else device
-    fields = read_checkpoint(path, Checkpoint, target)
+    if path.suffix.lower() == SUFFIX:
+        fields = read_weight_file(path, target)
+    else:
+        fields = read_checkpoint(path, Checkpoint, target)
     if model is None:
         model = _build_described(path, fields)
     elif (misfit := _find_misfit(fields.model, model.state_dict())) is not None:
@@ -54,8 +58,12 @@ def load(
         fields.pixels,
         fields.amp,
         fields.center_share,
+        fields.stored_size,
+        fields.is_center,
     )
-    trained = TrainedNetwork(model, fields.class_folders, fields.class_words, preprocessing)
+    trained = TrainedNetwork(
+        model, fields.class_folders, fields.class_words, preprocessing, fields.arch
+    )
     return trained.to(target).eval()
 
 

@@ -335,6 +335,8 @@ class Trainer:
             "arch": None if self.is_own else self.recipe.arch,
             "model": self.scored_model.state_dict(),
             "pixels": self.last_pixels,
+            "stored_size": self.dataset.manifest.image.size,
+            "is_center": self.dataset.manifest.image.size is None,
             "center_share": self.recipe.center_share,
             "class_folders": self.dataset.class_names,
             "class_words": self.dataset.class_words,
