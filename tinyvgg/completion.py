@@ -13,6 +13,7 @@ import tyro
 from tinyvgg.bench.config import BenchConfig
 from tinyvgg.inference.config import EvaluateConfig
 from tinyvgg.packing.config import DownloadConfig, PackConfig, SynthConfig
+from tinyvgg.reporting.config import ReportConfig
 from tinyvgg.runs.config import TrainFlags
 from tinyvgg.shards.config import InspectConfig, VerifyConfig
 
@@ -25,6 +26,7 @@ CONFIGS: dict[str, Any] = {
     "inspect": InspectConfig,
     "train": TrainFlags,
     "evaluate": EvaluateConfig,
+    "report": ReportConfig,
     "bench": BenchConfig,
 }
 

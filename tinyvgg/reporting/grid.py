@@ -4,6 +4,7 @@ From: `shards`, an opened data set.
 To:   `tinyvgg inspect --grid FILE.png`.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,19 @@ from tinyvgg.errors import naming, printable
 from tinyvgg.shards.store import PackedDataset
 
 IMAGES_PER_CLASS = 4
-CLASSES_PER_LINE = 2
 MARGIN_PIXELS = 4
 THUMBNAIL_PIXELS = 64
 TEXT_PIXELS = 16
+
+
+def count_per_line(num_classes: int, width: int, height: int) -> int:
+    """Return the classes of a line of cells, so that the sheet is about as high as wide."""
+
+    def stretch(per_line: int) -> float:
+        lines = -(-num_classes // per_line)
+        return abs(math.log(per_line * width / (lines * height)))
+
+    return min(range(1, num_classes + 1), key=stretch, default=1)
 
 
 def draw_grid(dataset: PackedDataset, path: Path) -> None:
@@ -32,12 +42,13 @@ def draw_grid(dataset: PackedDataset, path: Path) -> None:
     cell_width = IMAGES_PER_CLASS * (width + MARGIN_PIXELS) + MARGIN_PIXELS
     cell_height = height + TEXT_PIXELS + 2 * MARGIN_PIXELS
     classes = dataset.manifest.classes
-    num_lines = -(-len(classes) // CLASSES_PER_LINE)
-    sheet = Image.new("RGB", (CLASSES_PER_LINE * cell_width, num_lines * cell_height), "white")
+    per_line = count_per_line(len(classes), cell_width, cell_height)
+    num_lines = -(-len(classes) // per_line)
+    sheet = Image.new("RGB", (per_line * cell_width, num_lines * cell_height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for label, record in enumerate(classes):
-        left = label % CLASSES_PER_LINE * cell_width + MARGIN_PIXELS
-        top = label // CLASSES_PER_LINE * cell_height + MARGIN_PIXELS
+        left = label % per_line * cell_width + MARGIN_PIXELS
+        top = label // per_line * cell_height + MARGIN_PIXELS
         words = printable(f"{label} {record.folder} {record.words}".strip())
         while pen.textlength(words, font) > cell_width - 2 * MARGIN_PIXELS:
             words = words.removesuffix("…")[:-1] + "…"

@@ -37,5 +37,5 @@ def write_events(history: Sequence[dict[str, Any]], folder: Path) -> None:
     with SummaryWriter(str(folder)) as writer:
         for metrics in history:
             for name, value in metrics.items():
-                if name not in NOT_DRAWN:
+                if name not in NOT_DRAWN and value is not None:
                     writer.add_scalar(name.replace("_", "/", 1), value, metrics["step"])
