@@ -1,4 +1,4 @@
-"""Confusion: which classes a network takes for which, and an order in which such ones are neighbors.
+"""Confusion: which classes a network takes for which, and an order that puts such side by side.
 
 From: a confusion matrix, int64 [K, K], images by label (row) and prediction (column).
 To:   `evaluate`, pictures and the report.

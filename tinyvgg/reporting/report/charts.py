@@ -7,6 +7,7 @@ To:   `page`. A chart is 400 x 240 units; it is scaled to its place, text and al
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tinyvgg.reporting.report.read import ReportedRun
 from tinyvgg.runs.checkpoint import EpochRecord
@@ -100,8 +101,7 @@ def _steps() -> "list[int]":
 
 def find_size_changes(history: Sequence[EpochRecord]) -> list[tuple[int, int]]:
     """Return (epoch from 1, pixels) where images begin to have another size."""
-    pairs = zip(history, history[1:], strict=False)
-    return [(b.epoch + 1, b.pixels) for a, b in pairs if a.pixels != b.pixels]
+    return [(b.epoch + 1, b.pixels) for a, b in pairwise(history) if a.pixels != b.pixels]
 
 
 def draw_chart(

@@ -4,8 +4,8 @@ From: `read` and `charts`.
 To:   RUN/report.html, opened from disk, by any browser, without a network.
 
 All markup is in the templates, where jinja2 escapes whatever comes from a file; what the script
-reads is JSON, in which `<`, `>` and `&` are escaped. The page names no other file and no address, and its own
-Content-Security-Policy forbids it to load any.
+reads is JSON, in which `<`, `>` and `&` are escaped. The page names no other file and no address,
+and its own Content-Security-Policy forbids it to load any.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from tinyvgg.reporting.report.charts import draw_all
 from tinyvgg.reporting.report.read import ReportedRun, read_run
 from tinyvgg.runs.scored import Scored
 
+NOTHING = "\u2013"
 NUM_PAIRS, IMAGES_PER_PAIR, NUM_WORST = 20, 4, 60
 
 
@@ -121,7 +122,7 @@ def _list_settings(run: ReportedRun) -> dict[str, list[tuple[str, str]]]:
 def _tell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_tell, value)) or "none"
-    return "–" if value is None else str(value)
+    return NOTHING if value is None else str(value)
 
 
 def _list_differences(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str]]]:
@@ -135,7 +136,7 @@ def _list_differences(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str]]
         for run in runs
     ]
     names = dict.fromkeys(name for settings in told for name in settings)
-    rows = [(name, [settings.get(name, "–") for settings in told]) for name in names]
+    rows = [(name, [settings.get(name, NOTHING) for settings in told]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 

@@ -15,7 +15,6 @@ from pydantic import TypeAdapter, ValidationError
 from tinyvgg.errors import CheckpointError
 from tinyvgg.regular import read_regular_file
 from tinyvgg.runs.checkpoint import EpochRecord
-from tinyvgg.runs.folder import RunFolder
 from tinyvgg.runs.scored import Scored, read_scored
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -73,7 +72,8 @@ def read_run(path: Path) -> ReportedRun:
     if not any((path / name).exists() for name in names):
         found = "holds no run" if path.is_dir() else "no such folder"
         raise CheckpointError(
-            f"{path}: {found} ({', '.join(names)}: none is there); pass the --out of 'tinyvgg train'"
+            f"{path}: {found} ({', '.join(names)}: none is there); "
+            "pass the --out of 'tinyvgg train'"
         )
     missing: list[str] = []
 
