@@ -45,7 +45,8 @@ def find_worst_classes(confusion: NDArray[np.int64], most: int = 10) -> list[int
     counts = confusion.sum(axis=1)
     shares = np.diagonal(confusion) / np.maximum(counts, 1)
     order = np.argsort(shares, kind="stable")
-    return order[counts[order] > 0][:most].tolist()
+    labels: list[int] = order[counts[order] > 0][:most].tolist()
+    return labels
 
 
 def order_by_similarity(confusion: NDArray[np.int64]) -> list[int]:
@@ -66,4 +67,5 @@ def order_by_similarity(confusion: NDArray[np.int64]) -> list[int]:
     position = np.linalg.eigh(laplacian)[1][:, 1] * scale
     if position[0] > np.median(position):  # an eigenvector has no sign of its own
         position = -position
-    return np.argsort(position, kind="stable").tolist()
+    labels: list[int] = np.argsort(position, kind="stable").tolist()
+    return labels

@@ -87,9 +87,11 @@ def read_run(path: Path) -> ReportedRun:
             missing.append(f"{name} cannot be read ({reason}): {what}")
         return instead
 
-    config = take("config.json", "no recipe and no environment are shown.", _read_config, {})
+    no_config: dict[str, Any] = {}
+    no_history: list[EpochRecord] = []
+    config = take("config.json", "no recipe and no environment are shown.", _read_config, no_config)
     history = take(
-        "metrics.jsonl", "no epoch was scored, so there are no curves.", _read_history, []
+        "metrics.jsonl", "no epoch was scored, so there are no curves.", _read_history, no_history
     )
     scored = take(
         "scored.json",
