@@ -65,6 +65,8 @@ def test_the_quick_start_leaves_a_run_with_all_its_files(quick_start: Path) -> N
         "metrics.csv",
         "last.pt",
         "best.pt",
+        "scored.json",
+        "report.html",
         "loss.png",
         "accuracy.png",
         "confusion.csv",

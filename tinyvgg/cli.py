@@ -172,6 +172,10 @@ def run_train(argv: Sequence[str]) -> int:
         run = open_run(recipe, dataset, device, flags.out, options, is_main=rank == 0)
         with following(run, output, trackers) as callback:
             train_run(run, stop, callback)
+        if rank == 0 and run.history:
+            from tinyvgg.reporting.run_lines import report_run
+
+            report_run(flags.out, is_json=output.json)
         if rank == 0 and output.json:
             history = [asdict(record) for record in run.history]
             best = None if run.best is None else asdict(run.best)
@@ -221,9 +225,10 @@ def run_evaluate(argv: Sequence[str]) -> int:
     if config.json:
         print_json(evaluation.describe(dataset.class_names))
     else:
-        print_evaluation(evaluation, dataset.class_names)
+        print_evaluation(evaluation, dataset.class_names, dataset.class_words)
     out = config.out or config.checkpoint.parent
-    draw_confusion(evaluation, dataset.class_names, out, is_needed=config.out is not None)
+    names = dataset.class_names, dataset.class_words
+    draw_confusion(evaluation, *names, out, is_needed=config.out is not None)
     fault = find_fault(evaluation, config.min_top1)
     if fault is not None:
         print_error(f"tinyvgg evaluate: {fault}")
@@ -281,6 +286,20 @@ def run_export(argv: Sequence[str]) -> int:
     )
     if "input" in exported.metadata:
         print_line(f"{exported.path}: takes {exported.metadata['input']}; gives logits [B, K]")
+    return 0
+
+
+def run_report(argv: Sequence[str]) -> int:
+    """Write one HTML page of a run, or of several beside each other."""
+    from tinyvgg.reporting.config import ReportConfig
+
+    config = parse_config(ReportConfig, "report", argv)
+
+    from tinyvgg.reporting.console import print_line
+    from tinyvgg.reporting.report.page import write_report
+
+    path = write_report(config.runs, config.out)
+    print_line(f"{path}: {path.stat().st_size / 1e6:.2f} MB; open it in a browser")
     return 0
 
 
@@ -390,6 +409,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": run_evaluate,
     "predict": run_predict,
     "export": run_export,
+    "report": run_report,
     "bench": run_bench,
 }
 

@@ -13,6 +13,7 @@ import tyro
 from tinyvgg.bench.config import BenchConfig
 from tinyvgg.inference.config import EvaluateConfig, ExportConfig, PredictConfig
 from tinyvgg.packing.config import DownloadConfig, PackConfig, SynthConfig
+from tinyvgg.reporting.config import ReportConfig
 from tinyvgg.runs.config import TrainFlags
 from tinyvgg.shards.config import InspectConfig, VerifyConfig
 
@@ -27,6 +28,7 @@ CONFIGS: dict[str, Any] = {
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "export": ExportConfig,
+    "report": ReportConfig,
     "bench": BenchConfig,
 }
 

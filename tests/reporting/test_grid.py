@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tinyvgg.reporting.grid import draw_grid
+from tinyvgg.reporting.grid import count_per_line, draw_grid
 from tinyvgg.shards.store import PackedDataset
 
 
@@ -16,10 +16,9 @@ def test_the_sheet_shows_the_first_images_of_every_class_as_they_are_stored(
     with Image.open(tmp_path / "grid.png") as image:
         sheet = np.asarray(image)
     first = packed.train.read_images(np.array([0, 1, 2]))  # labels 0, 1, 2
-    width = sheet.shape[1] // 2
     assert np.array_equal(sheet[20:84, 4:68], first[0])
-    assert np.array_equal(sheet[20:84, width + 4 : width + 68], first[1])
-    assert np.array_equal(sheet[108:172, 4:68], first[2])
+    assert np.array_equal(sheet[108:172, 4:68], first[1])
+    assert np.array_equal(sheet[196:260, 4:68], first[2])
 
 
 def test_long_words_do_not_run_into_the_next_class(
@@ -34,4 +33,11 @@ def test_long_words_do_not_run_into_the_next_class(
 
     with Image.open(tmp_path / "grid.png") as image:
         sheet = np.asarray(image.convert("L"))
-    assert (sheet[:20, sheet.shape[1] // 2 - 4 : sheet.shape[1] // 2 + 4] == 255).all()
+    assert (sheet[:20, -4:] == 255).all()
+
+
+def test_a_sheet_of_many_classes_is_about_as_high_as_wide() -> None:
+    for num_classes in (10, 100, 200):
+        per_line = count_per_line(num_classes, 276, 88)
+        lines = -(-num_classes // per_line)
+        assert 0.7 < per_line * 276 / (lines * 88) < 1.5

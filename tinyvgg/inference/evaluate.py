@@ -32,6 +32,23 @@ from tinyvgg.training.amp import AMP_DTYPES
 
 
 @dataclass(frozen=True)
+class ScoredImages:
+    """What a network said of every image of a split, by row of the split.
+
+    Attributes:
+        rows: int64 [n], ascending.
+        predictions: int64 [n], labels.
+        confidences: float32 [n], probability of the prediction, 0 to 1.
+        losses: float32 [n], cross-entropy.
+    """
+
+    rows: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    confidences: NDArray[np.float32]
+    losses: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Result of one pass over a split.
 
@@ -39,12 +56,14 @@ class Evaluation:
         loss: mean cross-entropy, without label smoothing.
         top1, top5: share of images whose label is the best, among the best five; 0 to 1.
         confusion: int64 [K, K], images by label (row) and prediction (column).
+        images: each of them; None where nobody kept them.
     """
 
     loss: float
     top1: float
     top5: float
     confusion: NDArray[np.int64]
+    images: ScoredImages | None = None
 
     @property
     def class_top1(self) -> NDArray[np.float64]:
@@ -146,6 +165,7 @@ def evaluate_network(
     confusion = torch.zeros(num_bins, dtype=torch.int64, device=device)
     top5_hits = torch.zeros((), dtype=torch.int64, device=device)
     losses: list[Tensor] = []
+    told: list[tuple[Tensor, ...]] = []
     try:
         for batch in loader.epoch(0):
             with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
@@ -160,6 +180,8 @@ def evaluate_network(
             top5_hits += (best == labels[:, None]).sum()
             pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
             confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
+            # `ids` of a batch are another's when that is asked for
+            told.append((batch.ids.clone(), best[:, 0], logits.softmax(dim=1).amax(dim=1)))
             advance(batch.num_valid)
     finally:
         network.train(was_training)
@@ -168,27 +190,32 @@ def evaluate_network(
             torch.distributed.all_reduce(sums)
     matrix = confusion[:-1].view(num_classes, num_classes).cpu().numpy()
     num_images = int(matrix.sum())
+    all_losses = _gather(torch.cat(losses))
+    ids, *columns = (_gather(torch.cat(parts)).numpy() for parts in zip(*told, strict=True))
+    order = np.argsort(ids, kind="stable")[np.count_nonzero(ids < 0) :]  # without padding
+    predictions, confidences = (column[order] for column in columns)
     return Evaluation(
-        loss=_sum_over_ranks(torch.cat(losses)) / num_images,
+        # exact until it is rounded once, so it depends neither on batch size or world size nor on
+        # the order in which a device adds
+        loss=math.fsum(all_losses.tolist()) / num_images,
         top1=int(np.trace(matrix)) / num_images,
         top5=top5_hits.item() / num_images,
         confusion=matrix,
+        images=ScoredImages(ids[order], predictions, confidences, all_losses.numpy()[order]),
     )
 
 
-def _sum_over_ranks(values: Tensor) -> float:
-    """Return the sum of all ranks' values, exact until it is rounded once.
-
-    So it depends neither on batch size or world size nor on the order in which a device adds.
+def _gather(values: Tensor) -> Tensor:
+    """Return the values of all ranks, one rank's after the other's, on the CPU.
 
     Args:
-        values: float32 [n], 4 bytes an image; every rank has as many, padding included.
+        values: [n], every rank has as many, padding included.
     """
     parts = [values]
     if is_distributed():
         parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(parts, values)
-    return math.fsum(torch.cat(parts).tolist())
+    return torch.cat(parts).cpu()
 
 
 def evaluate(

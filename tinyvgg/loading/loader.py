@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tinyvgg.errors import ShardError
 from tinyvgg.loading.batch import Batch, BatchSource, Normalization, resize_images
 from tinyvgg.loading.config import LoaderConfig, read_size
@@ -124,6 +127,10 @@ class Loader:
             ValueError: no image has that size, or it is None though the images have several.
         """
         self.image_size = self.find_size(read_size(size))
+
+    def choose_rows(self, rows: NDArray[np.int64]) -> None:
+        """Let every epoch read these rows of the split alone, int64 [n], in their order."""
+        self.plan = replace(self.plan, chosen=rows, recent={})
 
     def find_size(self, size: int | None) -> tuple[int, int]:
         """Return (H, W) of the images that `set_size(size)` asks for."""

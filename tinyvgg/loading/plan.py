@@ -161,6 +161,7 @@ def plan_rank_epoch(
     first: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    chosen: NDArray[np.int64] | None = None,
 ) -> RankEpoch:
     """Lay out the steps of one epoch for one rank.
 
@@ -179,19 +180,21 @@ def plan_rank_epoch(
         first: images of this epoch that were consumed before; the steps begin there.
         rank: of this process.
         world_size: number of processes.
+        chosen: int64 [n], the only rows that are read, in this order, instead of all.
 
     Returns:
         Rows, ids, labels, crops and flips of every step, [steps, b]; the caller's own.
     """
     num_images = len(labels)
     order = plan_order(seed, epoch, num_images) if shuffle else np.arange(num_images)
-    num_steps = count_steps(max(num_images - first, 0), batch_size, drop_last=drop_last)
+    order = order if chosen is None else chosen
+    num_steps = count_steps(max(len(order) - first, 0), batch_size, drop_last=drop_last)
     local = batch_size // world_size
     steps = np.arange(num_steps)
     starts = first + steps * batch_size + rank * local
     positions = starts[:, None] + np.arange(local)
-    is_valid = positions < num_images
-    rows = order[np.minimum(positions, num_images - 1)] if num_steps else positions
+    is_valid = positions < len(order)
+    rows = order[np.minimum(positions, len(order) - 1)] if num_steps else positions
     if augment:
         drawn = plan_augmentation(seed, epoch, num_images, crop_pixels, flip=flip)
         dy, dx, flips = drawn.dy[rows], drawn.dx[rows], drawn.flip[rows]
@@ -212,7 +215,7 @@ def plan_rank_epoch(
         dx=dx,
         flip=flips,
         is_augmented=augment,
-        images_consumed=np.minimum(first + (steps + 1) * batch_size, num_images),
+        images_consumed=np.minimum(first + (steps + 1) * batch_size, len(order)),
         boxes=boxes,
     )
 
@@ -224,7 +227,7 @@ class EpochPlanner:
     Attributes:
         labels: int64 [N], of the split.
         batch_size, shuffle, augment, drop_last, rank, world_size: as in `plan_rank_epoch`.
-        crop_pixels, flip, view, sizes: likewise.
+        crop_pixels, flip, view, sizes, chosen: likewise.
     """
 
     labels: NDArray[np.int64]
@@ -238,12 +241,14 @@ class EpochPlanner:
     flip: bool = True
     view: View | None = None
     sizes: NDArray[np.int32] | None = None
+    chosen: NDArray[np.int64] | None = None
     recent: dict[LoaderState, RankEpoch] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> int:
         """Steps of a full epoch."""
-        return count_steps(len(self.labels), self.batch_size, drop_last=self.drop_last)
+        num_images = len(self.labels if self.chosen is None else self.chosen)
+        return count_steps(num_images, self.batch_size, drop_last=self.drop_last)
 
     @property
     def local_batch_size(self) -> int:
@@ -270,5 +275,6 @@ class EpochPlanner:
                 first=state.images_consumed,
                 rank=self.rank,
                 world_size=self.world_size,
+                chosen=self.chosen,
             )
         return self.recent[state]

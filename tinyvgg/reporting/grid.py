@@ -19,11 +19,20 @@ if TYPE_CHECKING:  # `inspect` works without torch
     from tinyvgg.inference.predict import Prediction
 
 IMAGES_PER_CLASS = 4
-CLASSES_PER_LINE = 2
 MARGIN_PIXELS = 4
 THUMBNAIL_PIXELS = 64
 TEXT_PIXELS = 16
 ANSWER_PIXELS = 128  # of a predicted image, at least, so that its answer has room
+
+
+def count_per_line(num_classes: int, width: int, height: int) -> int:
+    """Return the classes of a line of cells, so that the sheet is about as high as wide."""
+
+    def stretch(per_line: int) -> float:
+        lines = -(-num_classes // per_line)
+        return abs(math.log(per_line * width / (lines * height)))
+
+    return min(range(1, num_classes + 1), key=stretch, default=1)
 
 
 def draw_grid(dataset: PackedDataset, path: Path) -> None:
@@ -39,12 +48,13 @@ def draw_grid(dataset: PackedDataset, path: Path) -> None:
     cell_width = IMAGES_PER_CLASS * (width + MARGIN_PIXELS) + MARGIN_PIXELS
     cell_height = height + TEXT_PIXELS + 2 * MARGIN_PIXELS
     classes = dataset.manifest.classes
-    num_lines = -(-len(classes) // CLASSES_PER_LINE)
-    sheet = Image.new("RGB", (CLASSES_PER_LINE * cell_width, num_lines * cell_height), "white")
+    per_line = count_per_line(len(classes), cell_width, cell_height)
+    num_lines = -(-len(classes) // per_line)
+    sheet = Image.new("RGB", (per_line * cell_width, num_lines * cell_height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for label, record in enumerate(classes):
-        left = label % CLASSES_PER_LINE * cell_width + MARGIN_PIXELS
-        top = label // CLASSES_PER_LINE * cell_height + MARGIN_PIXELS
+        left = label % per_line * cell_width + MARGIN_PIXELS
+        top = label // per_line * cell_height + MARGIN_PIXELS
         words = printable(f"{label} {record.folder} {record.words}".strip())
         words = shorten(words, pen, font, cell_width - 2 * MARGIN_PIXELS)
         pen.text((left, top), words, "black", font)

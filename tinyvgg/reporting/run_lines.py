@@ -14,14 +14,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 from tinyvgg.endings import explain_error
+from tinyvgg.errors import TinyvggError
 from tinyvgg.model.summary import count_kept_bytes, summarize_network, train_flop
 from tinyvgg.reporting.console import line_printer, print_json, print_line, print_tables
 from tinyvgg.reporting.plots import plot_curves
 from tinyvgg.reporting.progress import progress_bars
+from tinyvgg.reporting.report.page import write_report
 from tinyvgg.reporting.run_log import RunLog
 from tinyvgg.reporting.tables import render_summary
 from tinyvgg.reporting.tracing import traced_steps
@@ -289,6 +292,16 @@ def render_ending(run: Run) -> Iterable[str]:
         yield f"next: tinyvgg evaluate {out}/best.pt {packed}"
     else:
         yield f"next: tinyvgg train {packed} --out {out} --resume"
+
+
+def report_run(folder: Path, *, is_json: bool) -> None:
+    """Write report.html into a run folder, and print its path."""
+    try:
+        path = write_report([folder])
+    except (OSError, TinyvggError) as error:
+        logger.warning("%s (the run itself is saved)", explain_error(error)[1])
+        return
+    line_printer(is_json=is_json)(f"{path}: the report; open it in a browser")
 
 
 def print_epoch(record: EpochRecord, num_epochs: int, show: Callable[[str], None]) -> None:

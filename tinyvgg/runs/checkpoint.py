@@ -50,6 +50,9 @@ class EpochRecord:
     Attributes:
         val_loss: mean cross-entropy of the val images, without label smoothing.
         val_top1, val_top5: share of them whose label is the best, among the best five; 0 to 1.
+        sample_loss, sample_top1: as those, of train images that are the same in every epoch, seen
+            and scored as val images are; None in runs before there were any.
+        sample_images: how many they are.
     """
 
     epoch: int
@@ -65,6 +68,9 @@ class EpochRecord:
     images_per_sec: float
     data_wait_share: float
     elapsed_sec: float
+    sample_loss: float | None = None
+    sample_top1: float | None = None
+    sample_images: int | None = None
 
 
 class Checkpoint(BaseModel):

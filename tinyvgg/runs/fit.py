@@ -8,10 +8,11 @@ Here alone a run is saved: at the end of an epoch, if that is due (`Pace`); with
 whatever ended it, if last.pt does not know of everything. No checkpoint holds a run that diverged.
 """
 
+import logging
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -19,17 +20,17 @@ import torch
 from torch import nn
 
 from tinyvgg.errors import CheckpointError
-from tinyvgg.inference.evaluate import evaluate_network, open_scored
 from tinyvgg.inference.trained import Preprocessing, note_preprocessing
-from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.open import open_given
 from tinyvgg.options import Amp
 from tinyvgg.ranks import joined_world
 from tinyvgg.runs.checkpoint import Checkpoint, EpochRecord, ResumeCheckpoint
 from tinyvgg.runs.config import RunOptions
 from tinyvgg.runs.folder import RunFolder
+from tinyvgg.runs.scored import describe_scored, write_scored
+from tinyvgg.runs.scoring import Scorer
 from tinyvgg.runs.settings import read_settings
-from tinyvgg.runs.signals import StopRequest, StopRequested
+from tinyvgg.runs.signals import StopRequest
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.build import build_trainer, resolve_recipe
 from tinyvgg.training.clock import Pace
@@ -37,6 +38,8 @@ from tinyvgg.training.config import Recipe, check_unchanged
 from tinyvgg.training.devices import find_device
 from tinyvgg.training.step import Transform
 from tinyvgg.training.trainer import StepReport, Trainer
+
+logger = logging.getLogger("tinyvgg")
 
 
 class Callback:
@@ -288,11 +291,11 @@ def train_run(run: Run, stop: StopRequest | None = None, callback: Callback | No
 def _train_epochs(run: Run, stop: StopRequest, callback: Callback) -> None:
     """Train and score epoch after epoch, and save."""
     trainer, last_step = run.trainer, run.last_step
-    val_loader = _open_val_loader(run)
+    scorer = Scorer(trainer, run.options.backend)
     while trainer.trained is not None or (trainer.step < last_step and not stop.ask()):
         if trainer.trained is None:
             _train_epoch(run, last_step, stop, callback)
-        record = _score_epoch(trainer, val_loader, stop, callback)
+        record = scorer.score(stop, callback.on_scored)
         if record is None:
             break
         run.add(record)
@@ -305,6 +308,18 @@ def _train_epochs(run: Run, stop: StopRequest, callback: Callback) -> None:
             break
     if not run.is_saved or trainer.epoch_meter.num_images or stop.agreed is not None:
         run.save()
+    _keep_scored(run, scorer)
+
+
+def _keep_scored(run: Run, scorer: Scorer) -> None:
+    """Write what the report needs of the last evaluation of this call, if there was one."""
+    if run.folder is None or scorer.last is None:
+        return
+    scored = describe_scored(run.trainer.dataset, run.history[-1].epoch, scorer.last)
+    try:
+        write_scored(run.folder.scored, scored)
+    except OSError as error:
+        logger.warning("%s: %s (the run itself is saved)", run.folder.scored, error.strerror)
 
 
 def _train_epoch(run: Run, last_step: int, stop: StopRequest, callback: Callback) -> None:
@@ -317,55 +332,6 @@ def _train_epoch(run: Run, last_step: int, stop: StopRequest, callback: Callback
         if is_due and report.step < len(trainer.loader) and stop.noted is None:
             run.save()
             saved_at = time.monotonic()
-
-
-def _score_epoch(
-    trainer: Trainer, val_loader: Loader, stop: StopRequest, callback: Callback
-) -> EpochRecord | None:
-    """Return the record of the trained epoch; None if there is none, or scoring was stopped."""
-    trained = trainer.trained
-    if trained is None:
-        return None
-    val_loader.set_size(trained.pixels)
-
-    def advance(num_images: int) -> None:
-        callback.on_scored(num_images)
-        stop.check()
-
-    try:
-        evaluation = evaluate_network(
-            trainer.scored_model,
-            val_loader,
-            len(trainer.dataset.class_names),
-            amp=trainer.amp,
-            device=trainer.device,
-            advance=advance,
-        )
-    except StopRequested:  # the epoch is scored by the run that goes on
-        return None
-    trainer.trained = None
-    return EpochRecord(
-        **asdict(trained),
-        val_loss=evaluation.loss,
-        val_top1=evaluation.top1,
-        val_top5=evaluation.top5,
-    )
-
-
-def _open_val_loader(run: Run) -> Loader:
-    """Return a loader of the val split whose images are normalized as those of the trainer."""
-    trainer = run.trainer
-    return open_scored(
-        trainer.dataset,
-        "val",
-        trainer.device,
-        trainer.image_dtype,
-        mean=trainer.loader.normalization.mean,
-        std=trainer.loader.normalization.std,
-        backend=run.options.backend,
-        size=trainer.recipe.size,
-        center_share=trainer.recipe.center_share,
-    )
 
 
 def fit(

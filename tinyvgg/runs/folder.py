@@ -5,6 +5,7 @@
     metrics.jsonl   one JSON object an epoch; metrics.csv the same as a table
     last.pt         resumes the run; previous.pt is the one before it
     best.pt         the weights with the best validation top-1
+    scored.json     the last evaluation, with a few images, for report.html
 
 From: `fit`, after each epoch and when it is stopped.
 To:   `train --resume`, `evaluate`, and whoever plots.
@@ -71,6 +72,11 @@ class RunFolder:
     def best(self) -> Path:
         """The checkpoint with the best validation top-1."""
         return self.path / "best.pt"
+
+    @property
+    def scored(self) -> Path:
+        """What the last evaluation said, for the report."""
+        return self.path / "scored.json"
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -1,0 +1,66 @@
+"""Fonts: those of matplotlib for names in any script, as far as this machine has them.
+
+matplotlib's own font has Latin, Greek, Cyrillic and more, and no Chinese, Japanese or Korean. For
+what it lacks an installed font is taken that is known to have it.
+"""
+
+import logging
+from collections.abc import Iterable
+from functools import cache
+
+from matplotlib import font_manager, ft2font
+
+logger = logging.getLogger("tinyvgg")
+
+FALLBACKS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "MS Gothic",
+    "Malgun Gothic",
+    "Arial Unicode MS",
+    "Noto Sans",
+)
+DEFAULT = "DejaVu Sans"
+warned: set[str] = set()
+
+
+@cache
+def _list_installed() -> dict[str, str]:
+    """Return the path of each installed font of `FALLBACKS`, in their order."""
+    paths = {font.name: font.fname for font in font_manager.fontManager.ttflist}
+    return {name: paths[name] for name in (DEFAULT, *FALLBACKS) if name in paths}
+
+
+@cache
+def _list_characters(path: str) -> frozenset[int]:
+    return frozenset(ft2font.FT2Font(path).get_charmap())
+
+
+def choose_fonts(names: Iterable[str]) -> list[str]:
+    """Return the families in which texts are drawn; one line is logged for what none has."""
+    missing = {ord(character) for name in names for character in name if character > " "}
+    families = []
+    for family, path in _list_installed().items():
+        if family == DEFAULT or missing & _list_characters(path):
+            families.append(family)
+            missing -= _list_characters(path)
+        if not missing:
+            break
+    shown = "".join(sorted(map(chr, missing)))[:20]
+    if shown and shown not in warned:
+        warned.add(shown)
+        logger.warning(
+            "no installed font has %s: boxes stand for them in pictures; install one, "
+            "fonts-noto-cjk for example",
+            shown,
+        )
+    return families or [DEFAULT]

@@ -1,0 +1,1 @@
+"""Report: one self-contained page of a run, or of several."""
