@@ -130,12 +130,14 @@ def run_inspect(argv: Sequence[str]) -> int:
 
 def run_train(argv: Sequence[str]) -> int:
     """Train a VGG network; score it after every epoch."""
+    from tinyvgg.launched import adopt_slurm
     from tinyvgg.runs.settings import parse_train_flags
 
+    adopt_slurm()
     flags = parse_train_flags(argv)
     recipe, options, output = flags.build_recipe(), flags.run, flags.output
 
-    from tinyvgg.ranks import joined_world
+    from tinyvgg.ranks import agree_on, joined_world
     from tinyvgg.reporting.console import line_printer, print_json
     from tinyvgg.reporting.run_lines import following
     from tinyvgg.runs.fit import open_run, train_run
@@ -155,7 +157,13 @@ def run_train(argv: Sequence[str]) -> int:
         print_summary(recipe, dataset, is_json=output.json)
         return 0
     device = find_device(options.device)
-    with joined_world(device) as rank, stop_request() as stop, ExitStack() as stack:
+    timeout = options.dist_timeout
+    with (
+        joined_world(device, timeout) as rank,
+        stop_request(timeout) as stop,
+        ExitStack() as stack,
+    ):
+        recipe, options = agree_on((recipe, options))  # under --resume rank 0 alone need see them
         if rank == 0:
             stack.enter_context(RunFolder(flags.out).writing())
         run = open_run(recipe, dataset, device, flags.out, options, is_main=rank == 0)
@@ -178,6 +186,7 @@ def run_evaluate(argv: Sequence[str]) -> int:
 
     from tinyvgg.inference.evaluate import evaluate
     from tinyvgg.inference.trained import check_classes
+    from tinyvgg.ranks import joined_world
     from tinyvgg.reporting.console import print_error, print_json
     from tinyvgg.reporting.progress import progress_bars
     from tinyvgg.reporting.scores import draw_confusion, find_fault, print_evaluation
@@ -189,8 +198,11 @@ def run_evaluate(argv: Sequence[str]) -> int:
     trained = load(config.checkpoint, device=device)
     dataset = open_dataset(config.packed)
     check_classes(trained, dataset)
-    with progress_bars() as open_bar:
-        advance = open_bar("evaluate", dataset.split(config.split).num_images)
+    with joined_world(device, config.dist_timeout) as rank, ExitStack() as stack:
+        advance: Callable[[int], None] = lambda num_images: None  # noqa: E731
+        if rank == 0:
+            open_bar = stack.enter_context(progress_bars())
+            advance = open_bar("evaluate", dataset.split(config.split).num_images)
         evaluation = evaluate(
             trained,
             dataset,
@@ -200,13 +212,15 @@ def run_evaluate(argv: Sequence[str]) -> int:
             amp=config.amp,
             advance=advance,
         )
+    fault = find_fault(evaluation, config.min_top1)
+    if rank != 0:
+        return 0 if fault is None else 1
     if config.json:
         print_json(evaluation.describe(dataset.class_names))
     else:
         print_evaluation(evaluation, dataset.class_names)
     out = config.out or config.checkpoint.parent
     draw_confusion(evaluation, dataset.class_names, out, is_needed=config.out is not None)
-    fault = find_fault(evaluation, config.min_top1)
     if fault is not None:
         print_error(f"tinyvgg evaluate: {fault}")
     return 0 if fault is None else 1

@@ -1,20 +1,34 @@
 """Ranks: the processes that train together, one a device; on its own a process is a world of one.
 
-From: `torchrun`, which says in variables who they are.
+From: `launched`: torchrun or SLURM, which say in variables who they are.
 To:   every room that reads or adds up on all ranks. What talks to them says so: all ranks must call
       it together.
+
+A rank that is killed closes its connections, which the others see at once. One that says nothing (a
+stopped process, a cable pulled) is waited for as long as `joined_world` was told. Either way every
+other rank ends with one `RankError`.
 """
 
 import gc
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed
 
 from tinyvgg.errors import RankError
+from tinyvgg.launched import adopt_slurm
+
+# NCCL's own watchdog ends a process without a word, so gloo, which all ask after each step, is
+# to notice first
+NCCL_MARGIN_SEC = 60.0
+SILENCE = re.compile(r"timed? ?out", re.IGNORECASE)
+
+Value = TypeVar("Value")
 
 
 def is_distributed() -> bool:
@@ -23,28 +37,36 @@ def is_distributed() -> bool:
 
 
 @contextmanager
-def joined_world(device: torch.device) -> Iterator[int]:
-    """Join the processes that torchrun started, if it did; yield this process's rank.
+def joined_world(device: torch.device, timeout_sec: float = 600.0) -> Iterator[int]:
+    """Join the processes that torchrun or SLURM started, if one did; yield this process's rank.
 
     All ranks leave together, and nothing that holds the group outlives it: gloo's threads abort
     a process that ends while a peer still talks, or that frees the group at interpreter exit.
+
+    Args:
+        device: of this process.
+        timeout_sec: after which a rank that says nothing is taken for lost.
 
     Returns:
         A context manager that gives the rank of this process, 0 where it is alone.
 
     Raises:
-        RankError: another rank ended before this one, killed or with an error of its own.
+        RankError: another rank ended before this one, killed or with an error of its own, or was
+            silent for too long.
     """
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
+    adopt_slurm()
     if "WORLD_SIZE" not in os.environ:
         yield 0
         return
     try:
         if device.type == "cuda":  # said, NCCL need not guess it from the rank
-            torch.distributed.init_process_group("nccl", device_id=device)
+            timeout = timedelta(seconds=timeout_sec + NCCL_MARGIN_SEC)
+            torch.distributed.init_process_group("nccl", device_id=device, timeout=timeout)
         else:
-            torch.distributed.init_process_group("gloo")
+            timeout = timedelta(seconds=timeout_sec)
+            torch.distributed.init_process_group("gloo", timeout=timeout)
         try:
             yield torch.distributed.get_rank()
             torch.distributed.barrier()
@@ -54,10 +76,7 @@ def joined_world(device: torch.device) -> Iterator[int]:
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        raise RankError(
-            f"another rank ended ({summarize_reason(error)}); see its own last line, then "
-            "continue with --resume"
-        ) from error
+        raise RankError(explain_loss(error, timeout_sec)) from error
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
@@ -66,6 +85,20 @@ def is_lost_connection(error: RuntimeError) -> bool:
     NCCL and the store have a type of their own for it, gloo has only the place in its source.
     """
     return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+
+
+def explain_loss(error: RuntimeError, timeout_sec: float) -> str:
+    """Return the one line that this rank says of another one that was lost."""
+    me = f"rank {os.environ.get('RANK', '0')}"
+    reason = summarize_reason(error)
+    if SILENCE.search(reason):
+        return (
+            f"{me}: another rank said nothing for {timeout_sec:g} s, --dist-timeout ({reason}); "
+            "see whether it or the network hangs, then continue with --resume"
+        )
+    return (
+        f"{me}: another rank ended ({reason}); see its own last line, then continue with --resume"
+    )
 
 
 def summarize_reason(error: RuntimeError) -> str:
@@ -81,10 +114,33 @@ def find_rank() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def agree_on(choice: str) -> str:
-    """Return the first rank's choice, on all ranks."""
+def agree_on(choice: Value) -> Value:
+    """Return the first rank's choice, on all ranks; of any type that can be pickled."""
     if not is_distributed():
         return choice
     choices = [choice]
     torch.distributed.broadcast_object_list(choices, src=0)
     return choices[0]
+
+
+def ask_first_rank(answer: Callable[[], Value]) -> Value:
+    """Return what a function returns on the first rank, where alone it is called; on all ranks.
+
+    For what lies on the disk of the first rank's machine, and maybe nowhere else.
+
+    Raises:
+        Exception: what it raised there, on all ranks.
+    """
+    if not is_distributed():
+        return answer()
+    rank, _ = find_rank()
+    outcome: tuple[bool, Value | Exception | None] = (True, None)
+    if rank == 0:
+        try:
+            outcome = (True, answer())
+        except Exception as error:  # goes on to all of them
+            outcome = (False, error)
+    is_answer, value = agree_on(outcome)
+    if isinstance(value, Exception) and not is_answer:
+        raise value
+    return cast(Value, value)

@@ -3,9 +3,12 @@
 From: `runs` or a notebook (a network) and `loading`.
 To:   the command line, and `reporting`.
 
-K classes. Padding rows, whose label is -100, count nowhere, and sums are divided by the global
-count, so the result does not depend on batch size or world size. Always in eval mode. Nothing is
-read from the device before the end, so the host runs ahead of it.
+K classes. Padding rows, whose label is -100, count nowhere, sums are exact and divided by the
+global count. Convolutions of another number of images may round otherwise, so no batch is cut among
+ranks: each takes whole batches of a size that does not depend on how many ranks there are. So every
+image stands in the same batch at the same place, and any number of ranks comes to the same result,
+to the last bit. Always in eval mode. Nothing is read from the device before the end, so the host
+runs ahead of it.
 """
 
 import math
@@ -90,16 +93,15 @@ def open_scored(
 ) -> Loader:
     """Return a loader of every image of a split once, in order, neither cropped nor flipped.
 
-    Arguments are those of `open_loader` and `LoaderConfig`; a `batch_size` of None means 1,024
-    images, which fill a GPU, or 256, which fit a CPU's cache.
+    Arguments are those of `open_loader` and `LoaderConfig`, but for `batch_size`, which is that of
+    each rank; None means 1,024 images, which fill a GPU, or 256, which fit a CPU's cache.
     """
     if batch_size is None:
-        _, world_size = find_rank()
         batch_size = 256 if device.type == "cpu" else 1024
-        batch_size = max(1, batch_size // world_size) * world_size
+    _, world_size = find_rank()
     config = LoaderConfig(
         backend=backend,
-        batch_size=batch_size,
+        batch_size=batch_size * world_size,
         shuffle=False,
         augment=False,
         drop_last=False,
@@ -131,7 +133,8 @@ def evaluate_network(
         num_classes: K.
         amp: "off", "bf16" or "fp16".
         device: of the batches.
-        advance: called with the number of images scored; may raise to end the pass.
+        advance: called with the number of images that all ranks scored in a step; may raise to end
+            the pass.
 
     Returns:
         Loss, hits and confusion matrix over all ranks, the same on each; no tensor of the device.
@@ -146,6 +149,7 @@ def evaluate_network(
     confusion = torch.zeros(num_bins, dtype=torch.int64, device=device)
     top5_hits = torch.zeros((), dtype=torch.int64, device=device)
     losses: list[Tensor] = []
+    num_scored = 0
     try:
         for batch in loader.epoch(0):
             with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
@@ -160,7 +164,9 @@ def evaluate_network(
             top5_hits += (best == labels[:, None]).sum()
             pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
             confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
-            advance(batch.num_valid)
+            num_after = min(num_scored + loader.batch_size, loader.dataset.num_images)
+            advance(num_after - num_scored)
+            num_scored = num_after
     finally:
         network.train(was_training)
     if is_distributed():
@@ -217,8 +223,9 @@ def evaluate(
         split: "val" or "train".
         device: where to compute; None: where the network is.
         backend: of the loader.
-        batch_size: images in a batch over all ranks; the result depends on it as far as the
-            network's arithmetic does. None: 256 on a CPU, 1,024 elsewhere.
+        batch_size: images in a batch of each rank; the result depends on it as far as the
+            network's arithmetic does, and on the number of ranks not at all. None: 256 on a CPU,
+            1,024 elsewhere.
         amp: autocast type; "auto": as noted.
         pixels: shorter side that images are reduced to; None: as noted.
         mean: per channel on the 0-to-1 scale, that pixels are normalized with; None: as noted.
