@@ -71,6 +71,30 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def count_restarts() -> int:
+    """Return how often torchrun has started the processes of its only node again.
+
+    Of several nodes each has a count of its own, and they need not agree: 0 there.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return 0
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def keeps_old_addresses() -> bool:
+    """Return whether torchrun may start processes on several nodes again, and keeps its store.
+
+    Then a process may be given the address of one that has ended.
+    """
+    variables = os.environ
+    return (
+        variables.get("RANK") == "0"
+        and variables.get("GROUP_WORLD_SIZE", "1") != "1"
+        and variables.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        and variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    )
+
+
 def name_job() -> str | None:
     """Return what stays the same where torchrun starts the processes of one job again.
 

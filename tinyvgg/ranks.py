@@ -10,10 +10,14 @@ other rank ends with one `RankError`.
 """
 
 import gc
+import logging
 import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -21,11 +25,13 @@ import torch
 import torch.distributed
 
 from tinyvgg.errors import RankError
-from tinyvgg.launched import adopt_slurm
+from tinyvgg.launched import adopt_slurm, count_restarts, keeps_old_addresses
 
 # NCCL's own watchdog ends a process without a word, so gloo, which all ask after each step, is
 # to notice first
 NCCL_MARGIN_SEC = 60.0
+logger = logging.getLogger("tinyvgg")
+
 SILENCE = re.compile(r"timed? ?out", re.IGNORECASE)
 
 Value = TypeVar("Value")
@@ -60,23 +66,55 @@ def joined_world(device: torch.device, timeout_sec: float = 600.0) -> Iterator[i
     if "WORLD_SIZE" not in os.environ:
         yield 0
         return
+    if keeps_old_addresses():
+        logger.warning(
+            "torchrun keeps what ended processes said: that it may start them again on several "
+            "nodes, start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        )
     try:
-        if device.type == "cuda":  # said, NCCL need not guess it from the rank
-            timeout = timedelta(seconds=timeout_sec + NCCL_MARGIN_SEC)
-            torch.distributed.init_process_group("nccl", device_id=device, timeout=timeout)
-        else:
-            timeout = timedelta(seconds=timeout_sec)
-            torch.distributed.init_process_group("gloo", timeout=timeout)
+        _join(device, timeout_sec)
         try:
             yield torch.distributed.get_rank()
             torch.distributed.barrier()
         finally:
-            gc.collect()  # a DistributedDataParallel in a reference cycle holds the group
-            torch.distributed.destroy_process_group()
+            is_lost = isinstance(sys.exc_info()[1], RuntimeError)
+            with _deaf() if is_lost else nullcontext():
+                gc.collect()  # a DistributedDataParallel in a reference cycle holds the group
+                torch.distributed.destroy_process_group()
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
         raise RankError(explain_loss(error, timeout_sec)) from error
+
+
+def _join(device: torch.device, timeout_sec: float) -> None:
+    """Join the group of all ranks."""
+    is_cuda = device.type == "cuda"
+    timeout = timedelta(seconds=timeout_sec + (NCCL_MARGIN_SEC if is_cuda else 0))
+    rendezvous = torch.distributed.rendezvous("env://", timeout=timedelta(seconds=timeout_sec))
+    store, rank, world_size = next(rendezvous)
+    torch.distributed.init_process_group(
+        "nccl" if is_cuda else "gloo",
+        # one store outlives the processes that torchrun starts again, and with it their addresses
+        store=torch.distributed.PrefixStore(f"attempt_{count_restarts()}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if is_cuda else None,  # said, NCCL need not guess it from the rank
+    )
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore SIGTERM while a rank ends because it lost another one: torchrun sends it then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
