@@ -10,6 +10,7 @@ command runs, so `--help` takes a few hundredths of a second and `pack` never se
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from dataclasses import asdict
 
 from tinyvgg import __version__
 from tinyvgg.endings import explain_error, raising_signals
-from tinyvgg.errors import TinyvggError, naming
+from tinyvgg.errors import RankError, TinyvggError, naming
 from tinyvgg.flags import parse_config
 
 CLOSED_PIPE_STATUS = 128 + 13  # what a shell says of a command that SIGPIPE ended
@@ -313,6 +314,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(f"tinyvgg {command}: {text}")
         if isinstance(error, OSError) and error.filename == "stdout":
             discard_stdout()
+        if argv is None and isinstance(error, RankError):
+            # others and torchrun wait for this process, whose interpreter takes 1.5 s to end
+            sys.stderr.flush()
+            os._exit(status)
         return status
 
 

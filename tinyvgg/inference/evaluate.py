@@ -114,7 +114,92 @@ def open_scored(
     return open_loader(dataset, split, config, device=device, dtype=dtype)
 
 
+@dataclass
+class Tally:
+    """What scored images add up to, on one rank or on all.
+
+    Attributes:
+        pairs: int64 [K * K + 1], images by label and prediction; the last bin is padding's.
+        top5_hits: int64 scalar.
+        losses: float32 [n], one an image, 0 for padding; every rank has as many.
+    """
+
+    pairs: Tensor
+    top5_hits: Tensor
+    losses: Tensor
+
+    def over_ranks(self) -> "Tally":
+        """Return the tally of all ranks, which must call it together."""
+        if not is_distributed():
+            return self
+        for sums in (self.pairs, self.top5_hits):
+            torch.distributed.all_reduce(sums)
+        parts = [torch.empty_like(self.losses) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, self.losses)
+        return Tally(self.pairs, self.top5_hits, torch.cat(parts))
+
+    def read(self) -> Evaluation:
+        """Return the figures; waits for the device.
+
+        Losses are added exactly and rounded once, so neither the number of ranks counts nor the
+        order in which a device adds.
+        """
+        num_classes = math.isqrt(len(self.pairs) - 1)
+        matrix = self.pairs[:-1].view(num_classes, num_classes).cpu().numpy()
+        num_images = int(matrix.sum())
+        return Evaluation(
+            loss=math.fsum(self.losses.tolist()) / num_images,
+            top1=int(np.trace(matrix)) / num_images,
+            top5=self.top5_hits.item() / num_images,
+            confusion=matrix,
+        )
+
+
 @torch.no_grad()
+def tally_images(
+    network: nn.Module,
+    loader: Loader,
+    num_classes: int,
+    *,
+    amp: str,
+    device: torch.device,
+    advance: Callable[[int], Any] = lambda num_images: None,
+) -> Tally:
+    """Score a network on one rank's part of a pass of a loader; arguments as `evaluate_network`.
+
+    Raises:
+        ValueError: the network gives another number of logits.
+    """
+    was_training = network.training
+    network.eval()
+    # one bin more than pairs of classes: padding's, so that shapes stay and the host waits for none
+    num_bins = num_classes * num_classes + 1
+    pairs = torch.zeros(num_bins, dtype=torch.int64, device=device)
+    top5_hits = torch.zeros((), dtype=torch.int64, device=device)
+    losses: list[Tensor] = []
+    num_scored = 0
+    try:
+        for batch in loader.epoch(0):
+            with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
+                logits = compute_logits(network, batch.images)
+            if logits.shape[1] != num_classes:
+                found = f"got {logits.shape[1]:,}"
+                raise ValueError(f"network must give {num_classes:,} logits, one a class, {found}")
+            logits, labels = logits.float(), batch.labels
+            # padding's is 0
+            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
+            best = logits.topk(min(5, num_classes), dim=1).indices
+            top5_hits += (best == labels[:, None]).sum()
+            found_pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
+            pairs.scatter_add_(0, found_pairs, torch.ones_like(found_pairs))
+            num_after = min(num_scored + loader.batch_size, loader.dataset.num_images)
+            advance(num_after - num_scored)
+            num_scored = num_after
+    finally:
+        network.train(was_training)
+    return Tally(pairs, top5_hits, torch.cat(losses))
+
+
 def evaluate_network(
     network: nn.Module,
     loader: Loader,
@@ -142,59 +227,8 @@ def evaluate_network(
     Raises:
         ValueError: the network gives another number of logits.
     """
-    was_training = network.training
-    network.eval()
-    # one bin more than pairs of classes: padding's, so that shapes stay and the host waits for none
-    num_bins = num_classes * num_classes + 1
-    confusion = torch.zeros(num_bins, dtype=torch.int64, device=device)
-    top5_hits = torch.zeros((), dtype=torch.int64, device=device)
-    losses: list[Tensor] = []
-    num_scored = 0
-    try:
-        for batch in loader.epoch(0):
-            with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-                logits = compute_logits(network, batch.images)
-            if logits.shape[1] != num_classes:
-                found = f"got {logits.shape[1]:,}"
-                raise ValueError(f"network must give {num_classes:,} logits, one a class, {found}")
-            logits, labels = logits.float(), batch.labels
-            # padding's is 0
-            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
-            best = logits.topk(min(5, num_classes), dim=1).indices
-            top5_hits += (best == labels[:, None]).sum()
-            pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
-            confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
-            num_after = min(num_scored + loader.batch_size, loader.dataset.num_images)
-            advance(num_after - num_scored)
-            num_scored = num_after
-    finally:
-        network.train(was_training)
-    if is_distributed():
-        for sums in (confusion, top5_hits):
-            torch.distributed.all_reduce(sums)
-    matrix = confusion[:-1].view(num_classes, num_classes).cpu().numpy()
-    num_images = int(matrix.sum())
-    return Evaluation(
-        loss=_sum_over_ranks(torch.cat(losses)) / num_images,
-        top1=int(np.trace(matrix)) / num_images,
-        top5=top5_hits.item() / num_images,
-        confusion=matrix,
-    )
-
-
-def _sum_over_ranks(values: Tensor) -> float:
-    """Return the sum of all ranks' values, exact until it is rounded once.
-
-    So it depends neither on batch size or world size nor on the order in which a device adds.
-
-    Args:
-        values: float32 [n], 4 bytes an image; every rank has as many, padding included.
-    """
-    parts = [values]
-    if is_distributed():
-        parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, values)
-    return math.fsum(torch.cat(parts).tolist())
+    tally = tally_images(network, loader, num_classes, amp=amp, device=device, advance=advance)
+    return tally.over_ranks().read()
 
 
 def evaluate(
