@@ -88,8 +88,8 @@ def train_on(packed: str, batch_size: int, places: list[list[int]], is_joined: b
 def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
     """Return the bars."""
     return [
-        make_bar("ranks against threads", measured[RANKS], measured[ONE], 0.9),
-        make_bar("ranks against two runs", measured[RANKS], measured[APART], 0.95),
+        make_bar(measured[RANKS], measured[ONE], "ranks against threads", 0.9),
+        make_bar(measured[RANKS], measured[APART], "ranks against two runs", 0.95),
     ]
 
 
