@@ -12,9 +12,9 @@ import torch
 import torch.distributed
 from torch import nn
 
-from tests.rank_processes import SERVER, find_port
-from tinyvgg.errors import RankError
-from tinyvgg.ranks import joined_world
+from tests.rank_processes import SERVER, find_port, run_ranks
+from tinyvgg.errors import CheckpointError, RankError
+from tinyvgg.ranks import ask_first_rank, joined_world
 from tinyvgg.runs.signals import StopRequest, stop_request
 
 
@@ -129,3 +129,30 @@ def test_an_error_of_this_rank_stays_its_own(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(RuntimeError, match="size of tensor"), joined_world(torch.device("cpu")):
         torch.ones(2) + torch.ones(3)
+
+
+def test_ranks_that_do_not_come_are_waited_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyvgg.ranks.JOIN_SEC", 1)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": str(find_port())}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+
+    missing = r"^rank 0: not all 2 ranks met at localhost:\d+ within 1 s \(.*\); see whether each"
+    with pytest.raises(RankError, match=missing), joined_world(torch.device("cpu"), 1):
+        pass
+
+
+def test_what_the_first_rank_finds_or_raises_is_everybodys(tmp_path: Path) -> None:
+    first, second = run_ranks(2, ask_and_note, str(tmp_path), out=tmp_path / "returned")
+
+    assert first == second == ["asked 0", "no such run"]
+
+
+def ask_and_note(folder: str) -> list[str]:
+    def raise_error() -> str:
+        raise CheckpointError("no such run")
+
+    answer = ask_first_rank(lambda: f"asked {os.environ['RANK']}")
+    with pytest.raises(CheckpointError) as caught:
+        ask_first_rank(raise_error)
+    return [answer, str(caught.value)]

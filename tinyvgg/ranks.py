@@ -32,6 +32,7 @@ from tinyvgg.launched import adopt_slurm, count_restarts, keeps_old_addresses
 NCCL_MARGIN_SEC = 60.0
 logger = logging.getLogger("tinyvgg")
 
+JOIN_SEC = 300.0  # for all to start: one may be long in importing torch from a slow disk
 SILENCE = re.compile(r"timed? ?out", re.IGNORECASE)
 
 Value = TypeVar("Value")
@@ -88,15 +89,31 @@ def joined_world(device: torch.device, timeout_sec: float = 600.0) -> Iterator[i
 
 
 def _join(device: torch.device, timeout_sec: float) -> None:
-    """Join the group of all ranks."""
+    """Join the group of all ranks.
+
+    Raises:
+        RankError: some did not come.
+    """
     is_cuda = device.type == "cuda"
     timeout = timedelta(seconds=timeout_sec + (NCCL_MARGIN_SEC if is_cuda else 0))
-    rendezvous = torch.distributed.rendezvous("env://", timeout=timedelta(seconds=timeout_sec))
-    store, rank, world_size = next(rendezvous)
+    join_sec = max(timeout_sec, JOIN_SEC)
+    try:
+        rendezvous = torch.distributed.rendezvous("env://", timeout=timedelta(seconds=join_sec))
+        store, rank, world_size = next(rendezvous)
+        # one store outlives the processes that torchrun starts again, and with it their addresses
+        store = torch.distributed.PrefixStore(f"attempt_{count_restarts()}", store)
+        store.set(f"rank_{rank}", "here")
+        store.wait([f"rank_{other}" for other in range(world_size)], timedelta(seconds=join_sec))
+    except torch.distributed.DistError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RankError(
+            f"rank {os.environ.get('RANK')}: not all {os.environ['WORLD_SIZE']} ranks met at "
+            f"{place} within {join_sec:g} s ({summarize_reason(error)}); see whether each was "
+            "started, and reaches that address"
+        ) from error
     torch.distributed.init_process_group(
         "nccl" if is_cuda else "gloo",
-        # one store outlives the processes that torchrun starts again, and with it their addresses
-        store=torch.distributed.PrefixStore(f"attempt_{count_restarts()}", store),
+        store=store,
         rank=rank,
         world_size=world_size,
         timeout=timeout,
