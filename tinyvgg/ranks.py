@@ -94,14 +94,18 @@ def _join(device: torch.device, timeout_sec: float) -> None:
     Raises:
         RankError: some did not come.
     """
+    # here: a torch without torch.distributed has neither
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     is_cuda = device.type == "cuda"
     timeout = timedelta(seconds=timeout_sec + (NCCL_MARGIN_SEC if is_cuda else 0))
     join_sec = max(timeout_sec, JOIN_SEC)
     try:
-        rendezvous = torch.distributed.rendezvous("env://", timeout=timedelta(seconds=join_sec))
-        store, rank, world_size = next(rendezvous)
+        joined = rendezvous("env://", timeout=timedelta(seconds=join_sec))
+        store, rank, world_size = next(joined)
         # one store outlives the processes that torchrun starts again, and with it their addresses
-        store = torch.distributed.PrefixStore(f"attempt_{count_restarts()}", store)
+        store = PrefixStore(f"attempt_{count_restarts()}", store)
         store.set(f"rank_{rank}", "here")
         store.wait([f"rank_{other}" for other in range(world_size)], timedelta(seconds=join_sec))
     except torch.distributed.DistError as error:

@@ -109,11 +109,10 @@ def normalize_part(images: list[Any], momentum: float | None) -> dict[str, Any]:
     """Return what a rank's part of a batch becomes, with gradients as DDP averages them."""
     rank, world_size = find_rank()
     torch.manual_seed(0)
-    network: nn.Module = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(), nn.Conv2d(4, 2, 3)
-    )
-    nn.init.uniform_(network[1].weight)
-    nn.init.uniform_(network[1].bias)
+    layer = nn.BatchNorm2d(4, momentum=momentum)
+    nn.init.uniform_(layer.weight)
+    nn.init.uniform_(layer.bias)
+    network: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.ReLU(), nn.Conv2d(4, 2, 3))
     if world_size > 1:
         network = synchronize_batch_norm(network, CPU)
     network.to(memory_format=torch.channels_last)
@@ -128,7 +127,9 @@ def normalize_part(images: list[Any], momentum: float | None) -> dict[str, Any]:
     return {
         "outputs": outputs.tolist(),
         "gradient": (own.grad / world_size).tolist(),
-        "parameters": [p.grad.flatten().tolist() for p in network.parameters()],
+        "parameters": [
+            p.grad.flatten().tolist() for p in network.parameters() if p.grad is not None
+        ],
         "state": {name: value.tolist() for name, value in network.state_dict().items()},
     }
 
@@ -192,7 +193,8 @@ def test_a_run_goes_on_with_another_number_of_ranks_inside_an_epoch(
         arguments = (small_folder, str(tmp_path / name), RunOptions(**options), 0.0)
         ranks = run_ranks(world_size, train_part, *arguments, out=tmp_path / "returned")
         assert all(found == ranks[0] for found in ranks)
-        return ranks[0]
+        found: dict[str, Any] = ranks[0]
+        return found
 
     whole = go(1, "whole")
     go(2, "run", limit_steps=3)

@@ -61,7 +61,7 @@ class RankBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected [B, C, ...], got {input.dim()} dimensions")
 
-    @torch.compiler.disable  # type: ignore[misc]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """Normalize by the statistics of all ranks; all must call it together.
 
