@@ -97,7 +97,21 @@ def slurm_cluster() -> Iterator[dict[str, str]]:
             if "munged" in command:
                 _wait_until(lambda: (munge / "socket").exists(), "munged makes its socket", folder)
         _wait_until(lambda: _count_idle(environment) == 2, "both nodes are idle", folder)
+        stack.callback(_cancel_jobs, environment)  # before the daemons end, or they go on
         yield environment
+
+
+def _cancel_jobs(environment: dict[str, str]) -> None:
+    """End all jobs, and wait until their processes have ended."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        command = ["squeue", "--noheader", "--format=%A"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if not (jobs := done.stdout.split()):
+            return
+        subprocess.run(["scancel", "--signal=KILL", *jobs], env=environment, capture_output=True)
+        subprocess.run(["scancel", *jobs], env=environment, capture_output=True)
+        time.sleep(0.5)
 
 
 def _count_idle(environment: dict[str, str]) -> int:
