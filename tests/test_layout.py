@@ -20,7 +20,7 @@ import tinyvgg
 PACKAGE = Path(tinyvgg.__file__).parent
 ROOMS = ("packing", "shards", "loading", "training", "inference", "runs", "reporting")
 # "" is the package itself: docstring and version
-FOR_ALL = {"", "errors", "durable", "options", "regular"}
+FOR_ALL = {"", "errors", "durable", "launched", "options", "regular"}
 ALLOWED = {
     "packing": {"packing", "shards"},
     "shards": {"shards"},
@@ -37,6 +37,7 @@ ALLOWED = {
     "kernels": set(),
     "compiling": set(),
     "ranks": set(),
+    "launched": {"errors"},
     "errors": set(),
     "endings": {"errors"},
     "durable": {"errors"},

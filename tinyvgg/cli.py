@@ -10,6 +10,7 @@ command runs, so `--help` takes a few hundredths of a second and `pack` never se
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyvgg import __version__
 from tinyvgg.endings import explain_error, raising_signals
-from tinyvgg.errors import TinyvggError, naming
+from tinyvgg.errors import RankError, TinyvggError, naming
 from tinyvgg.flags import parse_config
 
 if TYPE_CHECKING:
@@ -143,12 +144,14 @@ def run_inspect(argv: Sequence[str]) -> int:
 
 def run_train(argv: Sequence[str]) -> int:
     """Train a VGG network; score it after every epoch."""
+    from tinyvgg.launched import adopt_slurm
     from tinyvgg.runs.settings import parse_train_flags
 
+    adopt_slurm()
     flags = parse_train_flags(argv)
     recipe, options, output = flags.build_recipe(), flags.run, flags.output
 
-    from tinyvgg.ranks import joined_world
+    from tinyvgg.ranks import agree_on, joined_world
     from tinyvgg.reporting.console import print_json
     from tinyvgg.reporting.run_lines import following
     from tinyvgg.reporting.tracking import open_trackers
@@ -166,7 +169,13 @@ def run_train(argv: Sequence[str]) -> int:
         print_summary(recipe, dataset, is_json=output.json)
         return 0
     device = find_device(options.device)
-    with joined_world(device) as rank, stop_request() as stop, ExitStack() as stack:
+    timeout = options.dist_timeout
+    with (
+        joined_world(device, timeout) as rank,
+        stop_request(timeout) as stop,
+        ExitStack() as stack,
+    ):
+        recipe, options = agree_on((recipe, options))  # under --resume rank 0 alone need see them
         if rank == 0:
             stack.enter_context(RunFolder(flags.out).writing())
         run = open_run(recipe, dataset, device, flags.out, options, is_main=rank == 0)
@@ -200,6 +209,7 @@ def run_evaluate(argv: Sequence[str]) -> int:
 
     from tinyvgg.inference.evaluate import evaluate
     from tinyvgg.inference.trained import check_classes
+    from tinyvgg.ranks import joined_world
     from tinyvgg.reporting.console import print_error, print_json
     from tinyvgg.reporting.progress import progress_bars
     from tinyvgg.reporting.scores import draw_confusion, find_fault, print_evaluation
@@ -211,8 +221,11 @@ def run_evaluate(argv: Sequence[str]) -> int:
     trained = load(config.checkpoint, device=device)
     dataset = open_dataset(config.packed)
     check_classes(trained, dataset)
-    with progress_bars() as open_bar:
-        advance = open_bar("evaluate", dataset.split(config.split).num_images)
+    with joined_world(device, config.dist_timeout) as rank, ExitStack() as stack:
+        advance: Callable[[int], None] = lambda num_images: None  # noqa: E731
+        if rank == 0:
+            open_bar = stack.enter_context(progress_bars())
+            advance = open_bar("evaluate", dataset.split(config.split).num_images)
         evaluation = evaluate(
             trained,
             dataset,
@@ -222,6 +235,9 @@ def run_evaluate(argv: Sequence[str]) -> int:
             amp=config.amp,
             advance=advance,
         )
+    fault = find_fault(evaluation, config.min_top1)
+    if rank != 0:
+        return 0 if fault is None else 1
     if config.json:
         print_json(evaluation.describe(dataset.class_names))
     else:
@@ -229,7 +245,6 @@ def run_evaluate(argv: Sequence[str]) -> int:
     out = config.out or config.checkpoint.parent
     names = dataset.class_names, dataset.class_words
     draw_confusion(evaluation, *names, out, is_needed=config.out is not None)
-    fault = find_fault(evaluation, config.min_top1)
     if fault is not None:
         print_error(f"tinyvgg evaluate: {fault}")
     return 0 if fault is None else 1
@@ -459,6 +474,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(f"tinyvgg {command}: {text}")
         if isinstance(error, OSError) and error.filename == "stdout":
             discard_stdout()
+        if argv is None and isinstance(error, RankError):
+            # others and torchrun wait for this process, whose interpreter takes 1.5 s to end
+            sys.stderr.flush()
+            os._exit(status)
         return status
 
 

@@ -34,6 +34,13 @@ AmpOption = Annotated[
         "evaluated; in a new run the fastest that the device supports."
     ),
 ]
+TimeoutOption = Annotated[
+    float,
+    tyro.conf.arg(
+        help="Seconds after which a rank that says nothing is taken for lost; only where several "
+        "processes work together."
+    ),
+]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # off, and no flag turns it off again
 JsonOption = Annotated[
     Switch, tyro.conf.arg(help="Print one JSON document, and nothing else, to stdout.")

@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinyvgg.inference.evaluate import Evaluation, evaluate_network
+from tests.rank_processes import run_ranks
+from tinyvgg.inference.evaluate import (
+    Evaluation,
+    Tally,
+    evaluate,
+    evaluate_network,
+    open_scored,
+    tally_images,
+)
 from tinyvgg.loading import LoaderConfig, open_loader
 from tinyvgg.model import VGG_Net
 from tinyvgg.shards.store import PackedDataset, open_dataset
@@ -74,55 +79,66 @@ def test_the_loss_is_the_exact_mean_to_the_last_bit_whatever_the_batch_size(
     assert found.loss == expected
 
 
-RANK = """
-import json, sys
-import torch.distributed
-from tests.inference.test_evaluate import score
-
-store, folder, rank = sys.argv[1:]
-torch.distributed.init_process_group(
-    "gloo", init_method=f"file://{store}", rank=int(rank), world_size=2
-)
-print(json.dumps(score(folder, 24)))
-torch.distributed.destroy_process_group()
-"""
-
-
 def score(folder: str, batch_size: int) -> list[Any]:
-    """Return the figures of the base network, as it is initialized, on the val split.
-
-    Two ranks halve a batch; convolutions of another number of images may round otherwise.
-    """
-    torch.manual_seed(0)
+    """Return the figures of the base network, as it is initialized, on the val split."""
     dataset = open_dataset(folder)
-    loader = open_loader(dataset, "val", LoaderConfig(batch_size=batch_size))
+    found = evaluate(build_network(dataset), dataset, batch_size=batch_size)
+    return [found.loss.hex(), found.top1, found.top5, found.confusion.tolist()]
+
+
+def build_network(dataset: PackedDataset) -> VGG_Net:
+    """Return the base network, whose logits no hand has made simple."""
+    torch.manual_seed(0)
     network = VGG_Net(len(dataset.class_names))
-    found = evaluate_network(network, loader, len(dataset.class_names), amp="off", device=CPU)
-    return [found.loss, found.top1, found.top5, found.confusion.tolist()]
+    torch.nn.init.normal_(network.classifier.weight)  # logits of some size
+    return network
 
 
 @pytest.mark.slow
-def test_two_ranks_score_what_one_process_scores_to_the_last_bit(
+def test_any_number_of_ranks_scores_the_same_to_the_last_bit(
     dataset: PackedDataset, tmp_path: Path
 ) -> None:
-    ranks = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-c", RANK),
-                *(tmp_path / "store", dataset.folder, str(rank)),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        found = [json.loads(process.communicate(timeout=60)[0]) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
+    arguments = (str(dataset.folder), 12)  # 53 images: 5 batches, the last one padded
 
-    assert found == [score(str(dataset.folder), 12)] * 2
+    (alone,) = run_ranks(1, score, *arguments, out=tmp_path / "1")
+    for world_size in (2, 3, 4):
+        ranks = run_ranks(world_size, score, *arguments, out=tmp_path / str(world_size))
+        assert ranks == [alone] * world_size
+
+
+@pytest.mark.slow
+def test_257_ranks_score_the_same_to_the_last_bit(
+    dataset: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one after the other in this process; the first 27 have images, the others padding alone
+    network = build_network(dataset)
+    alone = evaluate(network, dataset, batch_size=2)
+    tallies = []
+    for rank in range(257):
+        for module in ("loading.loader", "inference.evaluate"):
+            monkeypatch.setattr(f"tinyvgg.{module}.find_rank", lambda rank=rank: (rank, 257))
+        with open_scored(
+            dataset, "val", CPU, torch.float32, mean=None, std=None, backend="auto", batch_size=2
+        ) as loader:
+            assert (loader.rank, loader.world_size, loader.batch_size) == (rank, 257, 514)
+            tallies.append(tally_images(network, loader, 7, amp="off", device=CPU))
+
+    together = Tally(
+        torch.stack([tally.pairs for tally in tallies]).sum(0),
+        torch.stack([tally.top5_hits for tally in tallies]).sum(),
+        *(
+            torch.cat([getattr(tally, name) for tally in tallies])
+            for name in ("losses", "ids", "predictions", "confidences")
+        ),
+    ).read()
+
+    assert together.loss.hex() == alone.loss.hex()
+    assert (together.top1, together.top5) == (alone.top1, alone.top5)
+    assert np.array_equal(together.confusion, alone.confusion)
+    assert alone.images is not None
+    assert together.images is not None
+    for name in ("rows", "predictions", "confidences", "losses"):
+        assert np.array_equal(getattr(together.images, name), getattr(alone.images, name))
 
 
 def test_the_network_is_scored_in_eval_mode_and_put_back(dataset: PackedDataset) -> None:

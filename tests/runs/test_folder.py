@@ -72,13 +72,14 @@ def test_a_run_that_never_began_leaves_no_folder_that_was_not_there(
     assert not is_made_before or list((tmp_path / "run").iterdir()) == []
 
 
-def test_the_second_of_two_slurm_tasks_is_told_how_they_train_together(
+def test_a_command_in_the_shell_of_a_slurm_job_of_several_tasks_is_alone(
     packed: PackedDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("SLURM_NTASKS", "2")
+    for name, value in {"NTASKS": "2", "PROCID": "0", "LOCALID": "0", "JOB_ID": "7"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
     run = tmp_path / "run"
 
     with RunFolder(run).writing():
@@ -86,8 +87,8 @@ def test_the_second_of_two_slurm_tasks_is_told_how_they_train_together(
 
     assert status == 1
     assert capsys.readouterr().err == (
-        f"tinyvgg train: {run}: another 'tinyvgg train' is writing it; each of 2 SLURM tasks would "
-        "train alone, so pass --ntasks=1, or have one torchrun start the processes\n"
+        f"tinyvgg train: {run}: another 'tinyvgg train' is writing it; wait for it, or pass "
+        "another --out\n"
     )
 
 

@@ -13,6 +13,7 @@ from tinyvgg.options import (
     JsonOption,
     PackedOption,
     Switch,
+    TimeoutOption,
 )
 
 EXPORT_SUFFIXES = (".safetensors", ".onnx", ".pt2")
@@ -40,16 +41,19 @@ class EvaluateConfig:
     min_top1: float | None = None
     """Exit with status 1 if top-1 (0 to 1) stays under this."""
     batch_size: int = 256
-    """Images in a batch; the result does not depend on it."""
+    """Images in a batch of each process; the number of processes changes no bit of the result."""
     backend: BackendOption = "auto"
     amp: AmpOption = "auto"
     device: DeviceOption = "auto"
+    dist_timeout: TimeoutOption = 600.0
     json: JsonOption = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be scored."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not self.dist_timeout > 0:
+            raise ValueError(f"dist_timeout must be over 0, got {self.dist_timeout}")
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:
             raise ValueError(f"min_top1 must be 0 to 1, got {self.min_top1}")
 

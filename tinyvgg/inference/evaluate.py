@@ -3,9 +3,12 @@
 From: `runs` or a notebook (a network) and `loading`.
 To:   the command line, and `reporting`.
 
-K classes. Padding rows, whose label is -100, count nowhere, and sums are divided by the global
-count, so the result does not depend on batch size or world size. Always in eval mode. Nothing is
-read from the device before the end, so the host runs ahead of it.
+K classes. Padding rows, whose label is -100, count nowhere, sums are exact and divided by the
+global count. Convolutions of another number of images may round otherwise, so no batch is cut among
+ranks: each takes whole batches of a size that does not depend on how many ranks there are. So every
+image stands in the same batch at the same place, and any number of ranks comes to the same result,
+to the last bit. Always in eval mode. Nothing is read from the device before the end, so the host
+runs ahead of it.
 """
 
 import math
@@ -109,16 +112,15 @@ def open_scored(
 ) -> Loader:
     """Return a loader of every image of a split once, in order, neither cropped nor flipped.
 
-    Arguments are those of `open_loader` and `LoaderConfig`; a `batch_size` of None means 1,024
-    images, which fill a GPU, or 256, which fit a CPU's cache.
+    Arguments are those of `open_loader` and `LoaderConfig`, but for `batch_size`, which is that of
+    each rank; None means 1,024 images, which fill a GPU, or 256, which fit a CPU's cache.
     """
     if batch_size is None:
-        _, world_size = find_rank()
         batch_size = 256 if device.type == "cpu" else 1024
-        batch_size = max(1, batch_size // world_size) * world_size
+    _, world_size = find_rank()
     config = LoaderConfig(
         backend=backend,
-        batch_size=batch_size,
+        batch_size=batch_size * world_size,
         shuffle=False,
         augment=False,
         drop_last=False,
@@ -131,7 +133,112 @@ def open_scored(
     return open_loader(dataset, split, config, device=device, dtype=dtype)
 
 
+@dataclass
+class Tally:
+    """What scored images add up to, on one rank or on all.
+
+    Attributes:
+        pairs: int64 [K * K + 1], images by label and prediction; the last bin is padding's.
+        top5_hits: int64 scalar.
+        losses: float32 [n], one an image, 0 for padding; every rank has as many.
+        ids: int64 [n], -1 for padding.
+        predictions: int64 [n].
+        confidences: float32 [n], probability of the prediction.
+    """
+
+    pairs: Tensor
+    top5_hits: Tensor
+    losses: Tensor
+    ids: Tensor
+    predictions: Tensor
+    confidences: Tensor
+
+    def over_ranks(self) -> "Tally":
+        """Return the tally of all ranks, which must call it together."""
+        if not is_distributed():
+            return self
+        for sums in (self.pairs, self.top5_hits):
+            torch.distributed.all_reduce(sums)
+        columns = (self.losses, self.ids, self.predictions, self.confidences)
+        return Tally(self.pairs, self.top5_hits, *map(_gather, columns))
+
+    def read(self) -> Evaluation:
+        """Return the figures; waits for the device.
+
+        Losses are added exactly and rounded once, so neither the number of ranks counts nor the
+        order in which a device adds.
+        """
+        num_classes = math.isqrt(len(self.pairs) - 1)
+        matrix = self.pairs[:-1].view(num_classes, num_classes).cpu().numpy()
+        num_images = int(matrix.sum())
+        ids = self.ids.cpu().numpy()
+        order = np.argsort(ids, kind="stable")[np.count_nonzero(ids < 0) :]  # without padding
+        columns = (self.ids, self.predictions, self.confidences, self.losses)
+        return Evaluation(
+            loss=math.fsum(self.losses.tolist()) / num_images,
+            top1=int(np.trace(matrix)) / num_images,
+            top5=self.top5_hits.item() / num_images,
+            confusion=matrix,
+            images=ScoredImages(*(column.cpu().numpy()[order] for column in columns)),
+        )
+
+
+def _gather(values: Tensor) -> Tensor:
+    """Return the values [n] of all ranks, one rank's after the other's; all have as many."""
+    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, values)
+    return torch.cat(parts)
+
+
 @torch.no_grad()
+def tally_images(
+    network: nn.Module,
+    loader: Loader,
+    num_classes: int,
+    *,
+    amp: str,
+    device: torch.device,
+    advance: Callable[[int], Any] = lambda num_images: None,
+) -> Tally:
+    """Score a network on one rank's part of a pass of a loader; arguments as `evaluate_network`.
+
+    Raises:
+        ValueError: the network gives another number of logits.
+    """
+    was_training = network.training
+    network.eval()
+    # one bin more than pairs of classes: padding's, so that shapes stay and the host waits for none
+    num_bins = num_classes * num_classes + 1
+    pairs = torch.zeros(num_bins, dtype=torch.int64, device=device)
+    top5_hits = torch.zeros((), dtype=torch.int64, device=device)
+    losses: list[Tensor] = []
+    told: list[tuple[Tensor, ...]] = []
+    num_scored = 0
+    try:
+        for batch in loader.epoch(0):
+            with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
+                logits = compute_logits(network, batch.images)
+            if logits.shape[1] != num_classes:
+                found = f"got {logits.shape[1]:,}"
+                raise ValueError(f"network must give {num_classes:,} logits, one a class, {found}")
+            logits, labels = logits.float(), batch.labels
+            # padding's is 0
+            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
+            best = logits.topk(min(5, num_classes), dim=1).indices
+            top5_hits += (best == labels[:, None]).sum()
+            found_pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
+            pairs.scatter_add_(0, found_pairs, torch.ones_like(found_pairs))
+            # `ids` of a batch are another's when that is asked for
+            told.append((batch.ids.clone(), best[:, 0], logits.softmax(dim=1).amax(dim=1)))
+            num_after = min(num_scored + loader.batch_size, loader.dataset.num_images)
+            advance(num_after - num_scored)
+            num_scored = num_after
+    finally:
+        network.train(was_training)
+    columns = (torch.cat(parts) for parts in zip(*told, strict=True))
+    return Tally(pairs, top5_hits, torch.cat(losses), *columns)
+
+
 def evaluate_network(
     network: nn.Module,
     loader: Loader,
@@ -150,7 +257,8 @@ def evaluate_network(
         num_classes: K.
         amp: "off", "bf16" or "fp16".
         device: of the batches.
-        advance: called with the number of images scored; may raise to end the pass.
+        advance: called with the number of images that all ranks scored in a step; may raise to end
+            the pass.
 
     Returns:
         Loss, hits and confusion matrix over all ranks, the same on each; no tensor of the device.
@@ -158,64 +266,8 @@ def evaluate_network(
     Raises:
         ValueError: the network gives another number of logits.
     """
-    was_training = network.training
-    network.eval()
-    # one bin more than pairs of classes: padding's, so that shapes stay and the host waits for none
-    num_bins = num_classes * num_classes + 1
-    confusion = torch.zeros(num_bins, dtype=torch.int64, device=device)
-    top5_hits = torch.zeros((), dtype=torch.int64, device=device)
-    losses: list[Tensor] = []
-    told: list[tuple[Tensor, ...]] = []
-    try:
-        for batch in loader.epoch(0):
-            with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-                logits = compute_logits(network, batch.images)
-            if logits.shape[1] != num_classes:
-                found = f"got {logits.shape[1]:,}"
-                raise ValueError(f"network must give {num_classes:,} logits, one a class, {found}")
-            logits, labels = logits.float(), batch.labels
-            # padding's is 0
-            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
-            best = logits.topk(min(5, num_classes), dim=1).indices
-            top5_hits += (best == labels[:, None]).sum()
-            pairs = torch.where(labels < 0, num_bins - 1, labels * num_classes + best[:, 0])
-            confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
-            # `ids` of a batch are another's when that is asked for
-            told.append((batch.ids.clone(), best[:, 0], logits.softmax(dim=1).amax(dim=1)))
-            advance(batch.num_valid)
-    finally:
-        network.train(was_training)
-    if is_distributed():
-        for sums in (confusion, top5_hits):
-            torch.distributed.all_reduce(sums)
-    matrix = confusion[:-1].view(num_classes, num_classes).cpu().numpy()
-    num_images = int(matrix.sum())
-    all_losses = _gather(torch.cat(losses))
-    ids, *columns = (_gather(torch.cat(parts)).numpy() for parts in zip(*told, strict=True))
-    order = np.argsort(ids, kind="stable")[np.count_nonzero(ids < 0) :]  # without padding
-    predictions, confidences = (column[order] for column in columns)
-    return Evaluation(
-        # exact until it is rounded once, so it depends neither on batch size or world size nor on
-        # the order in which a device adds
-        loss=math.fsum(all_losses.tolist()) / num_images,
-        top1=int(np.trace(matrix)) / num_images,
-        top5=top5_hits.item() / num_images,
-        confusion=matrix,
-        images=ScoredImages(ids[order], predictions, confidences, all_losses.numpy()[order]),
-    )
-
-
-def _gather(values: Tensor) -> Tensor:
-    """Return the values of all ranks, one rank's after the other's, on the CPU.
-
-    Args:
-        values: [n], every rank has as many, padding included.
-    """
-    parts = [values]
-    if is_distributed():
-        parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, values)
-    return torch.cat(parts).cpu()
+    tally = tally_images(network, loader, num_classes, amp=amp, device=device, advance=advance)
+    return tally.over_ranks().read()
 
 
 def evaluate(
@@ -244,8 +296,9 @@ def evaluate(
         split: "val" or "train".
         device: where to compute; None: where the network is.
         backend: of the loader.
-        batch_size: images in a batch over all ranks; the result depends on it as far as the
-            network's arithmetic does. None: 256 on a CPU, 1,024 elsewhere.
+        batch_size: images in a batch of each rank; the result depends on it as far as the
+            network's arithmetic does, and on the number of ranks not at all. None: 256 on a CPU,
+            1,024 elsewhere.
         amp: autocast type; "auto": as noted.
         pixels: shorter side that images are reduced to; None: as noted.
         mean: per channel on the 0-to-1 scale, that pixels are normalized with; None: as noted.

@@ -15,7 +15,7 @@ import io
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import IO, Annotated, Any, ClassVar, TypeVar
 
 import torch
 from pydantic import (
@@ -180,12 +180,31 @@ def read_checkpoint(path: Path, kind: type[Kind], device: torch.device | str = "
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; run 'tinyvgg train' first")
+    return parse_checkpoint(path, path, kind, device)
+
+
+def parse_checkpoint(
+    source: Path | IO[bytes], path: Path, kind: type[Kind], device: torch.device | str
+) -> Kind:
+    """Read a checkpoint from a file, or from the bytes of one; as `read_checkpoint`.
+
+    Args:
+        source: the file, or an open one.
+        path: what errors name it.
+        kind: as in `read_checkpoint`.
+        device: likewise.
+
+    Raises:
+        CheckpointError: damaged, not one of ours, or a field is not what it must be.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        with zipfile.ZipFile(source) as archive:  # torch.load does not look at the checksums
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(damaged)
-        fields = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(source, Path):
+            source.seek(0)
+        fields = torch.load(source, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler met
         raise CheckpointError(
             f"{path}: damaged or not a checkpoint ({type(error).__name__}); use another one"

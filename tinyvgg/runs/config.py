@@ -10,7 +10,14 @@ from typing import Annotated
 
 import tyro
 
-from tinyvgg.options import BackendOption, DeviceOption, JsonOption, PackedOption, Switch
+from tinyvgg.options import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    PackedOption,
+    Switch,
+    TimeoutOption,
+)
 from tinyvgg.training.config import (
     DataRecipe,
     NetworkRecipe,
@@ -46,6 +53,7 @@ class RunOptions:
     """Minutes after which last.pt is written within an epoch, too."""
     log_every: int = 50
     """Steps between two printed lines of loss and accuracy."""
+    dist_timeout: TimeoutOption = 600.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -55,6 +63,8 @@ class RunOptions:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.target_top1 is not None and not 0 <= self.target_top1 <= 1:
             raise ValueError(f"target_top1 must be 0 to 1, got {self.target_top1}")
+        if not self.dist_timeout > 0:
+            raise ValueError(f"dist_timeout must be over 0, got {self.dist_timeout}")
         if not self.checkpoint_minutes >= 0:
             raise ValueError(
                 f"checkpoint_minutes must be at least 0, got {self.checkpoint_minutes}"

@@ -19,17 +19,22 @@ from typing import cast
 import torch
 from torch import nn
 
-from tinyvgg.errors import CheckpointError
 from tinyvgg.inference.trained import Preprocessing, note_preprocessing
+from tinyvgg.launched import name_job
 from tinyvgg.loading.open import open_given
 from tinyvgg.options import Amp
 from tinyvgg.ranks import joined_world
 from tinyvgg.runs.checkpoint import Checkpoint, EpochRecord, ResumeCheckpoint
 from tinyvgg.runs.config import RunOptions
 from tinyvgg.runs.folder import RunFolder
+from tinyvgg.runs.resuming import (
+    check_same_kind,
+    find_stored_recipe,
+    read_last,
+    take_open_fields,
+)
 from tinyvgg.runs.scored import describe_scored, write_scored
 from tinyvgg.runs.scoring import Scorer
-from tinyvgg.runs.settings import read_settings
 from tinyvgg.runs.signals import StopRequest
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.build import build_trainer, resolve_recipe
@@ -179,6 +184,8 @@ def open_run(
 ) -> Run:
     """Begin a run, or read the one in `out` under `options.resume`; all ranks together.
 
+    Under torchrun a run that this job has begun is resumed without it; see `runs.resuming`.
+
     Args:
         recipe: what to train, and how.
         dataset: to train on.
@@ -198,17 +205,17 @@ def open_run(
         BackendUnavailable, ValueError: as `build_trainer`, or a setting that cannot change.
     """
     options = options or RunOptions()
-    recipe = resolve_recipe(recipe, dataset, device)
     folder = None if out is None else RunFolder(out)
+    if options.resume and folder is None:
+        raise ValueError("resume needs out: the run folder to resume")
+    stored = None if folder is None else find_stored_recipe(folder, resume=options.resume)
+    recipe = recipe if stored is None else take_open_fields(recipe, stored)
+    recipe = resolve_recipe(recipe, dataset, device)
     checkpoint, was_previous = None, False
-    if options.resume:
-        if folder is None:
-            raise ValueError("resume needs out: the run folder to resume")
-        check_unchanged(recipe, read_settings(folder.path)[0])
-        checkpoint, was_previous = folder.read_last(device)
-        _check_same_kind(folder, checkpoint, model)
-    elif folder is not None:
-        folder.check_new()
+    if folder is not None and stored is not None:
+        check_unchanged(recipe, stored)
+        checkpoint, was_previous = read_last(folder, device)
+        check_same_kind(folder, checkpoint, model)
     trainer = build_trainer(
         recipe,
         dataset,
@@ -222,12 +229,14 @@ def open_run(
     if checkpoint is not None:
         run.load(checkpoint)
     if is_main and folder is not None:
-        if was_previous:  # all ranks have read it: they met in DistributedDataParallel
+        if was_previous:  # rank 0 has read it for all
             folder.previous.replace(folder.last)
+        job = name_job()
         folder.write_config(
             trainer.recipe,
             options,
-            {
+            ({} if job is None else {"job": job})
+            | {
                 "amp": trainer.amp,
                 "compiled": trainer.compiled,
                 "backend": trainer.loader.backend,
@@ -240,26 +249,6 @@ def open_run(
         if run.history:  # it may have been killed between last.pt and metrics.jsonl
             folder.write_metrics(run.history)
     return run
-
-
-def _check_same_kind(
-    folder: RunFolder, checkpoint: ResumeCheckpoint | None, model: nn.Module | None
-) -> None:
-    """Refuse to resume a recipe's network as one of the caller's, or the other way round.
-
-    Raises:
-        CheckpointError: it would be.
-    """
-    if checkpoint is None or (checkpoint.arch is None) == (model is not None):
-        return
-    if model is None:
-        raise CheckpointError(
-            f"{folder.path}: trains a network of your own; resume it from Python, with "
-            "fit(..., model=..., options=RunOptions(resume=True))"
-        )
-    raise CheckpointError(
-        f"{folder.path}: trains {checkpoint.arch} of its recipe; resume it without model"
-    )
 
 
 def train_run(run: Run, stop: StopRequest | None = None, callback: Callback | None = None) -> None:
@@ -275,7 +264,7 @@ def train_run(run: Run, stop: StopRequest | None = None, callback: Callback | No
     Raises:
         DivergedError: the loss is infinite or NaN; the last checkpoint stays as it is.
     """
-    stop = stop or StopRequest()
+    stop = stop or StopRequest(run.options.dist_timeout)
     callback = callback or Callback()
     if run.trainer.trained is None and run.is_target_reached:
         run.note_preprocessing()
@@ -380,7 +369,7 @@ def fit(
     dataset = open_given(dataset)
     target = find_device(options.device if device == "auto" else str(device))
     folder = None if out is None else Path(out)
-    with joined_world(target) as rank, ExitStack() as stack:
+    with joined_world(target, options.dist_timeout) as rank, ExitStack() as stack:
         if folder is not None and rank == 0:
             stack.enter_context(RunFolder(folder).writing())
         run = open_run(

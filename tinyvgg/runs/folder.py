@@ -19,7 +19,6 @@ import csv
 import io
 import json
 import logging
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -93,7 +92,8 @@ class RunFolder:
                 stack.enter_context(hold_lock(self.path / "run", "tinyvgg train"))
             except DatasetError as error:
                 raise CheckpointError(
-                    f"{self.path}: another 'tinyvgg train' is writing it; {_advise_second_writer()}"
+                    f"{self.path}: another 'tinyvgg train' is writing it; wait for it, or pass "
+                    "another --out"
                 ) from error
             yield
 
@@ -174,14 +174,3 @@ class RunFolder:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # there is something in it: a run
         folder.rmdir()
-
-
-def _advise_second_writer() -> str:
-    """Say what to do where a run is being written already; under SLURM that has one cause."""
-    num_tasks = os.environ.get("SLURM_NTASKS", "1")
-    if num_tasks != "1" and "WORLD_SIZE" not in os.environ:
-        return (
-            f"each of {num_tasks} SLURM tasks would train alone, so pass --ntasks=1, or have one "
-            "torchrun start the processes"
-        )
-    return "wait for it, or pass another --out"

@@ -26,7 +26,7 @@ from tinyvgg.training.trainer import Trainer
 SAMPLE_SHARE = 0.02
 MIN_SAMPLE, MAX_SAMPLE = 100, 2_000
 SAMPLE_SEED = 0
-BATCH_SIZE = 250  # at most, of the sample
+BATCH_SIZE = 250  # at most, of the sample on each rank
 
 
 def choose_sample(num_images: int) -> NDArray[np.int64]:
@@ -52,8 +52,7 @@ class Scorer:
         self.last: Evaluation | None = None
         self.val_loader = self._open("val", backend, None)
         self.sample = choose_sample(trainer.dataset.train.num_images)
-        ranks = self.val_loader.world_size
-        batch_size = -(-min(len(self.sample), BATCH_SIZE) // ranks) * ranks
+        batch_size = min(len(self.sample), BATCH_SIZE)
         # `resident` would take the whole split
         is_dali = self.val_loader.backend == "dali"
         self.sample_loader = self._open("train", "dali" if is_dali else "torch", batch_size)

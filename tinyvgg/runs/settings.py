@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tinyvgg.errors import CheckpointError
 from tinyvgg.flags import parse_config
+from tinyvgg.launched import is_first_rank
 from tinyvgg.regular import read_regular_file
 from tinyvgg.runs.config import RECIPE_PARTS, RunOptions, TrainFlags
 from tinyvgg.training.config import RECIPES, Recipe
@@ -41,7 +42,7 @@ def parse_train_flags(argv: Sequence[str]) -> TrainFlags:
     given, out = find_flag(argv, "--recipe"), find_flag(argv, "--out")
     recipe, changes = read_recipe(given or "fast")
     options = RunOptions()
-    if "--resume" in argv and out is not None:
+    if "--resume" in argv and out is not None and _is_read_here(Path(out)):
         stored, options = read_settings(Path(out))
         if given is not None and recipe.name != stored.name:
             raise ValueError(
@@ -53,6 +54,11 @@ def parse_train_flags(argv: Sequence[str]) -> TrainFlags:
     missing: Any = tyro.MISSING
     default = TrainFlags(missing, missing, name=recipe.name, run=options, **parts)
     return parse_config(TrainFlags, "train", argv, default)
+
+
+def _is_read_here(run: Path) -> bool:
+    """Return whether this rank reads a run's settings; others than the first may not see them."""
+    return is_first_rank() or (run / "config.json").exists()
 
 
 def _part_of(recipe: Recipe, part: type) -> Any:

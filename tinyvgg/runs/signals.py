@@ -10,6 +10,7 @@ a second time ends at once.
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -33,11 +34,19 @@ class StopRequest:
         agreed: number that all ranks agreed on when they last asked, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_sec: float = 600.0) -> None:
+        """Make the group in which ranks ask each other, if there are others.
+
+        Args:
+            timeout_sec: after which a rank that does not ask is taken for lost.
+        """
         self.noted: int | None = None
         self.agreed: int | None = None
         # a group of its own on the CPU: asking must not wait for the device
-        group: Any = torch.distributed.new_group(backend="gloo") if is_distributed() else None
+        group: Any = None
+        if is_distributed():
+            timeout = timedelta(seconds=timeout_sec)
+            group = torch.distributed.new_group(backend="gloo", timeout=timeout)
         self._group = group  # never the number that stands for "not in the group": all ranks are
 
     def note(self, signal_number: int, frame: FrameType | None = None) -> None:
@@ -63,13 +72,16 @@ class StopRequest:
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
+def stop_request(timeout_sec: float = 600.0) -> Iterator[StopRequest]:
     """Note signals instead of dying of them, for the length of a `with` block.
+
+    Args:
+        timeout_sec: as in `StopRequest`.
 
     Returns:
         A context manager that gives what notes them; afterwards signals do what they did before.
     """
-    request = StopRequest()
+    request = StopRequest(timeout_sec)
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     before = {number: signal.signal(number, request.note) for number in numbers}
     try:

@@ -17,6 +17,7 @@ from tinyvgg.ranks import agree_on, find_rank
 from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.amp import AMP_DTYPES, choose_amp
 from tinyvgg.training.average import AveragedNetwork
+from tinyvgg.training.batch_norm import synchronize_batch_norm
 from tinyvgg.training.config import (
     Recipe,
     resolve_steps,
@@ -153,6 +154,8 @@ def build_trainer(
         )
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, len(dataset.class_names)) if network is None else network
+    if recipe.sync_batch_norm and loader.world_size > 1:
+        model = synchronize_batch_norm(model, device)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedNetwork(model, recipe.ema_decay) if recipe.ema_decay else None
     return Trainer(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from tinyvgg.loading.config import CENTER_SHARE, CROP_PIXELS, LoaderConfig, ViewName
-from tinyvgg.options import AmpOption
+from tinyvgg.options import AmpOption, Switch
 
 ArchName = Literal[
     "vgg_net", "vgg_net_bn", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn",
@@ -71,6 +71,8 @@ class NetworkRecipe:
     """After each group of convolutions in vgg_net, before the classifier in other networks."""
     ema_decay: float = 0.0
     """EMA decay per step, 0.999 for example; the averaged weights are scored. 0: no EMA."""
+    sync_batch_norm: Switch = False
+    """BatchNorm over the images of all processes in a step, not over each one's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import os
 import torch
 
 from tinyvgg.errors import BackendUnavailable
+from tinyvgg.launched import adopt_slurm
 
 
 def find_device(name: str) -> torch.device:
@@ -17,6 +18,7 @@ def find_device(name: str) -> torch.device:
         ValueError: torch knows no such device.
         BackendUnavailable: this machine has no such device.
     """
+    adopt_slurm()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":

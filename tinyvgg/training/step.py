@@ -224,7 +224,8 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self.compute = BatchLoss(self.model, self.amp, self.recipe.label_smoothing)
         if self.compiled:
-            is_ours = isinstance(self.model, Network)  # another one's graph may have to break
+            # another one's graph may have to break, and so may one that asks other ranks
+            is_ours = isinstance(self.model, Network) and not self.recipe.sync_batch_norm
             self.compute.forward = compile_apart(  # type: ignore[method-assign]
                 self.compute.forward, fullgraph=is_ours, mode=self.compile_mode
             )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import nn
@@ -251,6 +252,7 @@ class Trainer:
             if batch is None:
                 break
             learning_rate = learning_rate_at(recipe, self.step, self.num_steps)
+            self._seed_rank()
             loss, hits = self.take_step(batch, learning_rate)
             self.update_average()
             window.add(loss, hits, batch.num_valid)
@@ -294,6 +296,19 @@ class Trainer:
             elapsed_sec=self.elapsed_sec,
         )
         self.share_buffers()
+
+    def _seed_rank(self) -> None:
+        """Let each rank drop other values: draws follow from seed, step and rank, if there are any.
+
+        So a run that is resumed on as many ranks drops what an uninterrupted one does.
+        """
+        if self.loader.world_size == 1:
+            return
+        key = [self.recipe.seed, self.step, self.loader.rank]
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def train_steps(self, num_steps: int) -> Iterator[StepReport]:
         """Train so many steps, epoch after epoch, none of them scored; for benchmarks.
