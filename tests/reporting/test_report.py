@@ -1,9 +1,11 @@
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,19 @@ from tinyvgg.shards.store import PackedDataset
 from tinyvgg.training.config import Recipe
 
 ADDRESS = re.compile(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Return Chromium without a window, where Debian's and playwright are installed."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
@@ -118,3 +133,34 @@ def test_pairs_and_order_of_a_known_matrix() -> None:
     ]
     assert abs(order.index(0) - order.index(2)) == 1
     assert abs(order.index(1) - order.index(3)) == 1
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_page_without_a_network_or_an_error(
+    browser: Any, run_folder: Path, theme: str, width: int
+) -> None:
+    address = write_report([run_folder]).resolve().as_uri()
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=theme, offline=True
+    )
+    page, errors, requests = context.new_page(), [], []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+
+    page.goto(address)
+    page.focus("#matrix")
+    page.keyboard.press("ArrowRight")
+    said = page.inner_text("#said")
+    is_dark = sum(page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)"
+    )[:3]) < 384  # fmt: skip
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    context.close()
+
+    assert errors == []
+    assert [url for url in requests if not url.startswith("data:")] == [address]
+    assert said
+    assert is_dark == (theme == "dark")
+    assert wide <= width

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
@@ -106,12 +107,12 @@ def plot_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
     ]
     side = min(max(5.0, 0.14 * num_classes), 20.0)  # inches
     families = choose_fonts([*names, *texts])
-    figure = Figure(figsize=(side + 5.5, side + 1.5), layout="constrained")
-    axes, beside = figure.subplots(1, 2, width_ratios=[side + 1.5, 3.5])
+    figure = Figure(figsize=(side + 2.5, side + 1.5), layout="constrained")
+    axes = figure.subplots()
     drawn = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     ticks = np.array([0, 1, 5, 10, 25, 50, 100])
     bar = figure.colorbar(
-        drawn, label="share of the class, %", ticks=np.sqrt(ticks / 100), shrink=0.6
+        drawn, label="share of the class, %", ticks=np.sqrt(ticks / 100), shrink=0.6, pad=0.02
     )
     bar.ax.set_yticklabels(list(map(str, ticks)))
     axes.set_xlabel("prediction")
@@ -120,22 +121,22 @@ def plot_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
         positions = range(num_classes)
         size = min(8.0, 0.8 * 72 * side / num_classes)  # points
         # a dollar sign in a name begins no formula
-        look = {"fontsize": size, "parse_math": False, "family": families}
+        look: dict[str, Any] = {"fontsize": size, "parse_math": False, "family": families}
         axes.set_xticks(positions, names, rotation=90, **look)
         axes.set_yticks(positions, names, **look)
         axes.tick_params(length=2)
-    beside.axis("off")
     title = "Most confused pairs (label → prediction: images)" if texts else "No image was mistaken"
-    beside.text(
-        0,
-        1,
+    beside = figure.text(
+        1.02,
+        0.98,
         "\n".join([title, "", *texts]),
         va="top",
         fontsize=8,
         family=families,
         parse_math=False,
+        in_layout=False,
     )
-    _save(figure, path)
+    _save(figure, path, beside)
 
 
 def _shorten(name: str) -> str:
@@ -143,8 +144,12 @@ def _shorten(name: str) -> str:
     return text if len(text) <= NAME_CHARACTERS else text[: NAME_CHARACTERS - 1] + "…"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, *beside: Artist) -> None:
+    """Write a figure as PNG, with what stands beside it."""
     with naming(path), warnings.catch_warnings():
         # `choose_fonts` has said so in one line
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, dpi=DOTS_PER_INCH)
+        extra: dict[str, Any] = (
+            {"bbox_inches": "tight", "bbox_extra_artists": beside} if beside else {}
+        )
+        figure.savefig(path, dpi=DOTS_PER_INCH, **extra)
