@@ -67,6 +67,7 @@ def test_the_quick_start_leaves_a_run_with_all_its_files(quick_start: Path) -> N
         "best.pt",
         "scored.json",
         "report.html",
+        "train.log",
         "loss.png",
         "accuracy.png",
         "confusion.csv",
