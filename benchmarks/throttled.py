@@ -46,9 +46,7 @@ def read_throttled(packed: str, megabytes_per_sec: int) -> Work:
     """Cropped, flipped, normalized float32 batches of the first images, from the device."""
     folder = Path(packed)
     throttle(folder, megabytes_per_sec)
-    config = LoaderConfig(
-        backend="torch", batch_size=BATCH_SIZE, shuffle=False, reuse_buffers=True
-    )
+    config = LoaderConfig(backend="torch", batch_size=BATCH_SIZE, shuffle=False, reuse_buffers=True)
 
     def work() -> int:
         drop_pages(folder)

@@ -25,7 +25,6 @@ from benchmarks.peers.contract import (
     MEAN,
     SCALE,
     SHIFT,
-    Contest,
     OpenEpochs,
     decode,
     list_items,
@@ -111,7 +110,8 @@ def prove(epoch: OpenEpochs, contest: str, truth: dict[str, Any]) -> dict[str, A
             is_dense = is_dense and images.is_contiguous()
             pixels = images.numpy()
         else:
-            assert images.dtype == torch.float32 and images.shape[1] == 3, "float32, NCHW"
+            assert images.dtype == torch.float32, images.dtype
+            assert images.shape[1] == 3, images.shape
             is_dense = is_dense and images.permute(0, 2, 3, 1).is_contiguous()
             pixels = (images.permute(0, 2, 3, 1).numpy() - SHIFT) / SCALE
             if contest == "flip":

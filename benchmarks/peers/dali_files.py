@@ -30,9 +30,7 @@ PEER = Peer(
 )
 
 
-def open_epochs(
-    folder: Path, contest: Contest, encoding: str | None, threads: int
-) -> OpenEpochs:
+def open_epochs(folder: Path, contest: Contest, encoding: str | None, threads: int) -> OpenEpochs:
     """Its file reader, decoder and operators."""
     from nvidia.dali import Pipeline, fn, types
 

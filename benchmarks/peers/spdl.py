@@ -29,9 +29,7 @@ PEER = Peer(
 )
 
 
-def open_epochs(
-    folder: Path, contest: Contest, encoding: str | None, threads: int
-) -> OpenEpochs:
+def open_epochs(folder: Path, contest: Contest, encoding: str | None, threads: int) -> OpenEpochs:
     """Read, decode and augment a batch in a thread of its pipeline."""
     from spdl.pipeline import PipelineBuilder
 

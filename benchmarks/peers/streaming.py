@@ -43,9 +43,7 @@ def open_epochs(folder: Path, contest: Contest, encoding: str, workers: int) -> 
 
     clean_stale_shared_memory()  # of a process that was killed: it refuses to start otherwise
     size = batch_size(contest)
-    data = StreamingDataset(
-        local=str(folder), shuffle=True, batch_size=size, num_canonical_nodes=1
-    )
+    data = StreamingDataset(local=str(folder), shuffle=True, batch_size=size, num_canonical_nodes=1)
     collate = make_collate(contest, encoding)
 
     def join(samples: list[dict[str, Any]]) -> Any:

@@ -44,9 +44,7 @@ def open_epochs(folder: Path, contest: Contest, encoding: str, workers: int) -> 
     batches = (
         samples.shuffle(5000)
         .map(lambda sample: (sample["x"], int(sample["cls"])))
-        .batched(
-            batch_size(contest), collation_fn=make_collate(contest, encoding), partial=True
-        )
+        .batched(batch_size(contest), collation_fn=make_collate(contest, encoding), partial=True)
     )
     loader = webdataset.WebLoader(
         batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0
