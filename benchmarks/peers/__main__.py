@@ -1,6 +1,6 @@
 """Peers side by side: sets, a proof of each arm, figures, one record and benchmarks/RESULTS.md.
 
-    python -m benchmarks.peers SOURCE [--work DIR] [--environments DIR] [--minutes 25] [--only WORDS]
+    python -m benchmarks.peers SOURCE [--work DIR] [--environments DIR] [--minutes 25]
 
 SOURCE is what `benchmarks.jpeg` takes: real images of 64 x 64. What is done lies in DIR: the same
 command goes on where it was stopped, until every arm has its repeats or the minutes are over, and
@@ -193,7 +193,7 @@ def make_bars(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
     return bars
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901
     """Prepare, prove, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=os.path.abspath)

@@ -33,6 +33,7 @@ PEER = Peer(
 def open_epochs(folder: Path, contest: Contest, encoding: str | None, threads: int) -> OpenEpochs:
     """Its file reader, decoder and operators."""
     from nvidia.dali import Pipeline, fn, types
+    from torch.utils.dlpack import from_dlpack
 
     items = list_items(folder)
     size = batch_size(contest)
@@ -63,7 +64,7 @@ def open_epochs(folder: Path, contest: Contest, encoding: str | None, threads: i
     pipeline.build()
 
     def to_torch(output: Any) -> torch.Tensor:
-        return torch.from_dlpack(output.as_tensor())
+        return from_dlpack(output.as_tensor())
 
     def epoch() -> Batches:
         for start in range(0, len(items), size):

@@ -49,7 +49,8 @@ def open_epochs(
         steps += [v2.Normalize(MEAN, STD)]
 
     def load(path: str) -> torch.Tensor:
-        return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+        pixels: torch.Tensor = decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+        return pixels
 
     given = {"loader": load} if is_tuned else {}
     dataset = ImageFolder(str(folder / "train"), v2.Compose(steps) if steps else None, **given)
