@@ -6,8 +6,8 @@ A seeded set of 2,048 random images of 64 x 64 is packed and read in turns with 
 this process: another job slows both alike. The best of all rounds counts on both sides; a ratio
 under its floor is measured again, up to three times, before it fails. Exit status 1 if one does.
 
-The floors are a bit over half of the least seen on two cores that other jobs kept busy (0.40, 0.31,
-0.40, in a handful of runs): they catch what becomes more than twice as slow, and nothing finer.
+The floors are a bit over half of the least seen on two cores that other jobs kept busy (0.40, 0.26,
+0.40, in seven runs): they catch what becomes about twice as slow, and nothing finer.
 """
 
 import hashlib
