@@ -11,7 +11,10 @@ GIVEN := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 GPU_PYTHON := $(or $(GIVEN),$(BIN)/python)
 GPU_SECONDS ?= 600
 
-.PHONY: help setup check fix test test-long demo bench records gpu-check
+# Where the peers' environments go, one folder each
+PEERS ?= .venv-peers
+
+.PHONY: help setup check fix test test-long demo bench records gpu-check peers gate
 help:
 	@echo 'make setup         .venv with torch, tinyvgg and its development tools'
 	@echo 'make demo          make images, pack, train, score: 3 to 7 minutes on 2 cores'
@@ -22,6 +25,8 @@ help:
 	@echo 'make fix           formatting and lint, writing'
 	@echo 'make bench         images/sec of every stage on this machine'
 	@echo 'make records       the full benchmarks on DATA=, an hour'
+	@echo 'make peers         environments of the peers, in PEERS=.venv-peers'
+	@echo 'make gate          ratios to ceilings of this machine, seconds'
 	@echo 'make gpu-check     on a machine with a GPU: its tests and its benchmark, one record'
 	@echo 'make gpu-check PYTHON=python3   the same with that interpreter, without a .venv'
 
@@ -76,6 +81,13 @@ records: setup
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.end_to_end $(DEMO)/real $(DATA)
 	$(BIN)/python tools/render_records.py
+
+peers: setup
+	$(BIN)/python -m benchmarks.peers.install $(PEERS)
+
+# Ratios of speeds that must hold on any machine; .ci/run calls it after the tests.
+gate: setup
+	$(BIN)/python -m benchmarks.gate
 
 # What only a GPU can show. DATA= takes real images instead of 20,000 synthetic ones, adds seconds
 # to 60 % and the peers, too; commit the record. The benchmark takes GPU_SECONDS.
