@@ -123,6 +123,8 @@ def test_evaluation_never_waits_before_its_end(cuda_autocast: None) -> None:
     model = VGG_Net(100).eval()
 
     class Loader:
+        batch_size, dataset = 8, range(1_000)
+
         def epoch(self, number: int) -> Iterator[Batch]:
             while True:
                 batch = fake_batch()

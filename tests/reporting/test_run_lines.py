@@ -113,7 +113,7 @@ def test_the_opening_names_network_images_device_and_steps(open_small: Callable[
 
     num_threads = torch.get_num_threads()
     threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
-    assert lines[0] == "network: vgg11, 9,221,506 parameters, 0.91 GFLOP to train on an image"
+    assert lines[0] == "network: vgg11, 9,221,506 parameters, 0.913 GFLOP to train on an image"
     assert lines[1:] == [
         "images: 40 train and 10 val of 2 classes, 48x48, seen at 32 px, backend torch",
         f"device: cpu, {threads}, amp off (as asked for), not compiled",

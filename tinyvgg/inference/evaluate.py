@@ -230,7 +230,7 @@ def tally_images(
             pairs.scatter_add_(0, found_pairs, torch.ones_like(found_pairs))
             # `ids` of a batch are another's when that is asked for
             told.append((batch.ids.clone(), best[:, 0], logits.softmax(dim=1).amax(dim=1)))
-            num_after = min(num_scored + loader.batch_size, loader.dataset.num_images)
+            num_after = min(num_scored + loader.batch_size, len(loader.dataset))
             advance(num_after - num_scored)
             num_scored = num_after
     finally:
