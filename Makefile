@@ -85,7 +85,7 @@ records: setup
 peers: setup
 	$(BIN)/python -m benchmarks.peers.install $(PEERS)
 
-# Ratios of speeds that must hold on any machine; .ci/run calls it after the tests.
+# Ratios of speeds that must hold on any machine; CI does not run it yet.
 gate: setup
 	$(BIN)/python -m benchmarks.gate
 
