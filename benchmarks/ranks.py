@@ -12,6 +12,7 @@ import argparse
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from tinyvgg.bench.windows import Work
-from tinyvgg.ranks import joined_world
+from tinyvgg.ranks import find_rank, joined_world
 from tinyvgg.shards import open_dataset
 from tinyvgg.training.build import build_trainer
 from tinyvgg.training.config import Recipe
@@ -32,31 +33,43 @@ RANKS = "two ranks, a core each"
 APART = "ceiling: two runs at once, a core each, half the batch"
 
 
-def train_in(
-    pipe: Connection, cores: list[int], packed: str, batch_size: int, variables: dict[str, str]
+def train_in(pipe: Connection, packed: str, batch_size: int) -> None:
+    """Take five steps for every word from a pipe, and say how many images that was."""
+    recipe = Recipe(batch_size=batch_size, epochs=1000, sizes=(), size_shares=(), amp="off")
+    trainer = build_trainer(recipe, open_dataset(packed), CPU, log_every=10**9)
+    steps = trainer.train_steps(10**9)
+    _, world_size = find_rank()
+    while pipe.recv():
+        for _ in range(STEPS):
+            next(steps)
+        pipe.send(STEPS * batch_size // world_size)
+
+
+def run_bound(
+    target: Callable[..., None],
+    pipe: Connection,
+    cores: list[int],
+    variables: dict[str, str],
+    given: tuple[Any, ...],
 ) -> None:
-    """Take five steps for every word from a pipe, on some cores, and say when they are done."""
+    """Call a function on some cores, as a rank if there are variables that say so."""
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
     os.environ |= variables
     with joined_world(CPU):
-        recipe = Recipe(batch_size=batch_size, epochs=1000, sizes=(), size_shares=(), amp="off")
-        trainer = build_trainer(recipe, open_dataset(packed), CPU, log_every=10**9)
-        steps = trainer.train_steps(10**9)
-        while pipe.recv():
-            for _ in range(STEPS):
-                next(steps)
-            pipe.send(True)
+        target(pipe, *given)
 
 
-def train_on(packed: str, batch_size: int, places: list[list[int]], is_joined: bool) -> Work:
-    """Steps on some processes, one for each list of cores.
+def run_on(
+    target: Callable[..., None], places: list[list[int]], is_joined: bool, *given: Any
+) -> Work:
+    """Return work of some processes, which do a unit each when a pipe tells them to.
 
     Args:
-        packed: the data set.
-        batch_size: of all processes together.
+        target: module-level function of (pipe, *given); sends the number of images of a unit.
         places: cores of each process.
-        is_joined: whether they train one network.
+        is_joined: whether they are ranks of one world.
+        given: the rest of the target's arguments.
     """
     context = multiprocessing.get_context("spawn")
     with socket.socket() as listener:
@@ -68,21 +81,23 @@ def train_on(packed: str, batch_size: int, places: list[list[int]], is_joined: b
         if is_joined:
             variables = {"RANK": str(rank), "WORLD_SIZE": str(len(places))}
             variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        given = batch_size if is_joined else batch_size // len(places)
         pipe, end = context.Pipe()
-        context.Process(
-            target=train_in, args=(end, cores, packed, given, variables), daemon=True
-        ).start()
+        words = (target, end, cores, variables, given)
+        context.Process(target=run_bound, args=words, daemon=True).start()
         pipes.append(pipe)
 
     def work() -> int:
         for pipe in pipes:
             pipe.send(True)
-        for pipe in pipes:
-            pipe.recv()
-        return STEPS * batch_size
+        return sum(pipe.recv() for pipe in pipes)
 
     return work
+
+
+def train_on(packed: str, batch_size: int, places: list[list[int]], is_joined: bool) -> Work:
+    """Steps on some processes, one for each list of cores; `batch_size` is of all together."""
+    share = batch_size if is_joined else batch_size // len(places)
+    return run_on(train_in, places, is_joined, packed, share)
 
 
 def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:

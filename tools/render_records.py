@@ -5,6 +5,7 @@ nothing and fail if one of the two says something else than the records.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -321,15 +322,37 @@ def _verdict(bar: dict[str, Any]) -> str:
 
 
 def plot_scaling(record: dict[str, Any], path: Path) -> None:
-    """Draw microseconds per image against the number of images and against the batch size."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    for position, (option, title) in enumerate(
-        (("num_images", "images in the data set"), ("batch_size", "images in a batch")), start=1
-    ):
-        axes = figure.add_subplot(1, 2, position)
-        arms = record["arms"][:4] if option == "num_images" else record["arms"][4:]
-        sizes = [arm["options"][option] for arm in arms]
-        axes.semilogx(sizes, [1e6 / arm["images_per_sec"] for arm in arms], marker="o")
+    """Draw microseconds per image against each thing that grows, by the names of the arms."""
+    axes_of = {
+        "images in the data set": (r"^[\d,]+ images", "num_images"),
+        "images in a batch": ("^batch ", "batch_size"),
+        "pixels a side": ("pixels", "packed"),
+        "threads": ("^threads:", "num_threads"),
+        "ranks, a thread each": ("^ranks:", "world_size"),
+        "memory": ("^memory:", None),
+    }
+    panels = {
+        title: [arm for arm in record["arms"] if re.search(pattern, arm["name"])]
+        for title, (pattern, _) in axes_of.items()
+    }
+    panels = {title: arms for title, arms in panels.items() if arms}
+    num_rows = (len(panels) + 2) // 3
+    figure = Figure(figsize=(11, 2.9 * num_rows), layout="constrained")
+    for position, (title, arms) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(num_rows, 3, position)
+        costs = [1e6 / arm["images_per_sec"] for arm in arms]
+        option = axes_of[title][1]
+        if option is None:
+            labels = [arm["name"].partition(": ")[2] for arm in arms]
+            axes.bar([label.replace(" ", "\n", 1) for label in labels], costs, width=0.5)
+            axes.tick_params(labelsize=7)
+        else:
+            sizes = [int(arm["options"][option]) for arm in arms]
+            axes.plot(sizes, costs, marker="o")
+            if max(sizes) > 10:
+                axes.set_xscale("log")
+            axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
+            axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.set_xlabel(title)
         axes.set_ylabel("µs per image")
