@@ -49,8 +49,9 @@ fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Half of the suite on each of two processes of one thread: they do not wait for each other.
 test: setup
-	$(BIN)/pytest -q $(if $(K),-k '$(K)',-m 'not long')
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal $(if $(K),-k '$(K)',-m 'not long')
 
 test-long: setup
 	$(BIN)/pytest -q -m long

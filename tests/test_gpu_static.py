@@ -201,8 +201,8 @@ def test_the_spy_sees_what_would_make_the_host_wait() -> None:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.long), 90])
+@pytest.mark.long
+@pytest.mark.parametrize("capability", [80, 90])
 def test_the_training_step_compiles_to_cubins(capability: int) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.compile_step", str(capability)],

@@ -47,7 +47,7 @@ def packed_folder(tmp_path: Path) -> Path:
     return write_packed(folder, train, np.arange(40) % 5, val, np.arange(10) % 5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_arm_runs_on_a_cpu(packed_folder: Path, class_folders: Path, tmp_path: Path) -> None:
     lines = tmp_path / "results" / "lines.jsonl"
     before = sorted(measure.RECORDS.iterdir())

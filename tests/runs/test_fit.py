@@ -327,7 +327,7 @@ def test_images_grow_over_the_epochs_and_operations_are_counted_at_their_size(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_compiles_after_the_first_epoch_though_images_grow(
     make_setup: Callable[..., Setup], pack_arrays: Callable[..., PackedDataset]
 ) -> None:

@@ -130,4 +130,6 @@ def test_metadata_with_odd_names_come_back(tmp_path: Path) -> None:
     path = export(trained, tmp_path / "x.safetensors").path
 
     assert load(path, device=CPU).class_words == words
-    assert json.loads(path.read_bytes()[8:5000].split(b'"class_words":')[1].split(b'","')[0] + b'"')
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert json.loads(header["__metadata__"]["class_words"]) == words

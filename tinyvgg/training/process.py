@@ -53,7 +53,8 @@ def prepare_process(argv: Sequence[str]) -> None:
 
 def _is_run_from_working_directory() -> bool:
     """Return whether `python -m` found this package in the working directory."""
-    return sys.path[:1] == [str(Path(tinyvgg.__file__).parents[1])]
+    first = str(Path(tinyvgg.__file__).parents[1])
+    return not sys.flags.safe_path and sys.path[:1] == [first]
 
 
 def _name_user() -> None:
