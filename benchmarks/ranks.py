@@ -2,7 +2,7 @@
 
     python -m benchmarks.ranks PACKED [--batch-size 64] [--repeats 5]
 
-A unit is five steps of recipe `fast`, loading included, on images as they are stored. Every arm
+A unit is a step of recipe `fast`, loading included, on images as they are stored. Every arm
 trains in processes that it starts and tells to go, so all pay the same for that. The ceiling is two
 runs that know nothing of each other, each on one core with half of the batch: what is lost against
 it is the exchange of gradients, and waiting for the slower one.
@@ -27,22 +27,20 @@ from tinyvgg.training.config import Recipe
 from tinyvgg.training.process import TRAIN_ENVIRONMENT
 
 CPU = torch.device("cpu")
-STEPS = 5
 ONE = "one process, two threads"
 RANKS = "two ranks, a core each"
 APART = "ceiling: two runs at once, a core each, half the batch"
 
 
 def train_in(pipe: Connection, packed: str, batch_size: int) -> None:
-    """Take five steps for every word from a pipe, and say how many images that was."""
+    """Take a step for every word from a pipe, and say how many images that was."""
     recipe = Recipe(batch_size=batch_size, epochs=1000, sizes=(), size_shares=(), amp="off")
     trainer = build_trainer(recipe, open_dataset(packed), CPU, log_every=10**9)
     steps = trainer.train_steps(10**9)
     _, world_size = find_rank()
     while pipe.recv():
-        for _ in range(STEPS):
-            next(steps)
-        pipe.send(STEPS * batch_size // world_size)
+        next(steps)
+        pipe.send(batch_size // world_size)
 
 
 def run_bound(
@@ -124,7 +122,8 @@ def main() -> None:
             name,
             "benchmarks.ranks:train_on",
             given,
-            window_sec=3.0,
+            window_sec=5.0,
+            num_windows=3,
             environment=TRAIN_ENVIRONMENT,
             ceiling=None if name == APART else APART,
         )
