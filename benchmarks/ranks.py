@@ -34,7 +34,7 @@ APART = "ceiling: two runs at once, a core each, half the batch"
 
 def train_in(pipe: Connection, packed: str, batch_size: int) -> None:
     """Take a step for every word from a pipe, and say how many images that was."""
-    recipe = Recipe(batch_size=batch_size, epochs=1000, sizes=(), size_shares=(), amp="off")
+    recipe = Recipe(batch_size=batch_size, epochs=1000, sizes=(), size_shares=())
     trainer = build_trainer(recipe, open_dataset(packed), CPU, log_every=10**9)
     steps = trainer.train_steps(10**9)
     _, world_size = find_rank()
@@ -122,7 +122,7 @@ def main() -> None:
             name,
             "benchmarks.ranks:train_on",
             given,
-            window_sec=5.0,
+            window_sec=2.0,
             num_windows=3,
             environment=TRAIN_ENVIRONMENT,
             ceiling=None if name == APART else APART,
@@ -133,7 +133,7 @@ def main() -> None:
         arm(RANKS, [[first], [second]], True),
         arm(APART, [[first], [second]], False),
     ]
-    claim = f"recipe fast in float32, a global batch of {options.batch_size}, on two cores"
+    claim = f"recipe fast, amp auto, a global batch of {options.batch_size}, on two cores"
     run_benchmark("ranks", claim, arms, judge, options.repeats)
 
 

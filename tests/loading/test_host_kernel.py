@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tinyvgg.loading.batch import Normalization, PixelPass
-from tinyvgg.loading.host_kernel import HostKernel, stored_batches
+from tinyvgg.loading.host_kernel import HostKernel, stored_batches, view_memory
 from tinyvgg.loading.plan import plan_rank_epoch
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2764, 0.2689, 0.2816)
@@ -151,8 +151,9 @@ def test_threads_end_with_the_epoch_or_where_it_is_left(num_threads: int) -> Non
     assert set(threading.enumerate()) == before
 
 
+@pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.usefixtures("num_threads")
-def test_batches_of_an_epoch_follow_the_plan() -> None:
+def test_batches_of_an_epoch_follow_the_plan(augment: bool) -> None:
     images = draw_images(11, 5, 7)
     plan = plan_rank_epoch(
         np.arange(11) % 3,
@@ -160,7 +161,7 @@ def test_batches_of_an_epoch_follow_the_plan() -> None:
         epoch=0,
         batch_size=4,
         shuffle=True,
-        augment=True,
+        augment=augment,
         drop_last=False,
     )
     kernel = HostKernel(PixelPass((5, 7, 3), Normalization(MEAN, STD), torch.uint8))
@@ -177,3 +178,19 @@ def test_batches_of_an_epoch_follow_the_plan() -> None:
         steps += 1
 
     assert steps == 3
+
+
+def test_images_as_stored_may_lie_anywhere() -> None:
+    parts = [draw_images(5, 5, 7), draw_images(6, 5, 7), draw_images(3, 5, 7)]
+    images = np.concatenate(parts)
+    addresses = np.concatenate([p.ctypes.data + np.arange(len(p)) * p[0].nbytes for p in parts])
+    memory = view_memory(addresses, images[0].nbytes)
+    assert memory is not None
+
+    found = torch.index_select(memory, 0, torch.from_numpy(addresses - addresses.min()))
+
+    assert np.array_equal(found.numpy(), images.reshape(14, -1))
+
+
+def test_images_too_far_apart_for_one_tensor_are_copied_by_threads() -> None:
+    assert view_memory(np.array([2**12, 2**46]), 2**20) is None

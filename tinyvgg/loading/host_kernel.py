@@ -9,7 +9,9 @@ and written once. numba has no half types: bfloat16 is rounded by integer arithm
 bits, float16 is looked up in a table of 256 values a channel, made by torch.
 """
 
+import ctypes
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +32,8 @@ from tinyvgg.loading.buffers import BufferPool
 from tinyvgg.loading.plan import RankEpoch
 
 PAGE_BYTES = 4096
+LOADED_BY = os.getpid()  # torch's threads do not come along into a forked process: it would hang
+STEPS_AT_ONCE = 256
 TASK_BYTES = 3 * 2**20  # of batches that a thread prepares before it hands over
 
 
@@ -270,6 +274,12 @@ def stored_batches(
         addresses: int64 [N], of every image of the split; they stay mapped meanwhile.
         epoch: the plan.
     """
+    is_copy = kernel.dtype == torch.uint8 and not epoch.is_augmented
+    if is_copy and os.getpid() == LOADED_BY:
+        memory = view_memory(addresses, math.prod(kernel.image_shape))
+        if memory is not None:
+            yield from selected_batches(kernel, memory, addresses - addresses.min(), epoch)
+            return
     planned_addresses = addresses[epoch.rows]
 
     def write(step: int, part: slice, out: Tensor) -> None:
@@ -282,7 +292,63 @@ def stored_batches(
             is_augmented=epoch.is_augmented,
         )
 
-    return host_batches(write, kernel, epoch)
+    yield from host_batches(write, kernel, epoch)
+
+
+def view_memory(addresses: NDArray[np.int64], image_bytes: int) -> Tensor | None:
+    """Return the memory from the first image to the last as overlapping rows, one at each byte.
+
+    Args:
+        addresses: int64 [N], of images that stay mapped.
+        image_bytes: of each.
+
+    Returns:
+        uint8 [span, image_bytes], strides (1, 1): row k begins k bytes behind the first image. What
+        lies between the images may not be mapped, and none of it may be written. None where a
+        tensor of so many elements cannot be.
+    """
+    first = int(addresses.min())
+    span = int(addresses.max()) - first + 1
+    if span * image_bytes >= 2**62:
+        return None
+    memory = (ctypes.c_uint8 * (span + image_bytes - 1)).from_address(first)
+    return torch.from_numpy(np.frombuffer(memory, np.uint8)).as_strided((span, image_bytes), (1, 1))
+
+
+def selected_batches(
+    kernel: HostKernel, memory: Tensor, offsets: NDArray[np.int64], epoch: RankEpoch
+) -> Iterator[Batch]:
+    """Yield the batches of an epoch of images as they are stored, copied in the loop's own thread.
+
+    Nothing is computed on a pixel, so a thread ahead has nothing to save: torch's threads are
+    awake from whatever came before, a batch goes into the buffer that is in the cache, and there
+    is no hand-over. Two threads ahead reach 0.6 to 0.9 of this.
+
+    Args:
+        kernel: knows the shape.
+        memory: of `view_memory`.
+        offsets: int64 [N], row of it for every image of the split.
+        epoch: the plan.
+    """
+    local, (height, width, channels) = epoch.rows.shape[1], kernel.image_shape
+    row_bytes, image_bytes = width * channels, height * width * channels
+    channels_last = (local, channels, height, width), (image_bytes, 1, row_bytes, channels)
+    num_kept = 1 if kernel.reuse_buffers else 3  # that the loop has, that it had, and the next one
+    shape = (local, image_bytes)
+    pool = BufferPool(shape, torch.uint8, num_kept, is_reused=kernel.reuse_buffers)
+    planned = (torch.from_numpy(array) for array in (offsets[epoch.rows], epoch.labels, epoch.ids))
+    steps = zip(_unbind(*planned), epoch.num_valid.tolist(), strict=True)
+    for (rows, labels, ids), num_valid in steps:
+        images = pool.take()
+        torch.index_select(memory, 0, rows, out=images)
+        images = images.as_strided(*channels_last)  # and what the pool gave is not held here
+        yield Batch(images, labels, ids, num_valid)
+
+
+def _unbind(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the first rows of some tensors, the second ones, …: some at once cost a third."""
+    for first in range(0, len(tensors[0]), STEPS_AT_ONCE):
+        yield from zip(*(t[first : first + STEPS_AT_ONCE].unbind() for t in tensors), strict=True)
 
 
 def host_batches(
