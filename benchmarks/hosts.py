@@ -4,7 +4,8 @@
 
 SOURCE is a folder of real images; each window is a whole command over all of them. Every process is
 bound to a core, so a core stands for a host: what hosts share besides, storage, is not in it. Parts
-run as `tinyvgg pack --part I/N`, all at once. The model of N hosts is
+run as `tinyvgg pack --part I/N`, all at once, of many small shards, so that all have as many. The
+model of N hosts is
 
     seconds = part_again + (part - part_again) / N + finish
 
@@ -31,6 +32,7 @@ ONE = "one part, one core"
 TWO = "two parts at once, a core each"
 AGAIN = "one part again, nothing left to do"
 FINISH = "--finish"
+SHARD_SIZE = 500
 THREADS = "two threads of one process"
 RAY = "two Ray workers"
 
@@ -43,8 +45,11 @@ def count_images(source: str) -> int:
 def start(source: str, out: Path, words: list[str], core: int) -> subprocess.Popen[bytes]:
     """Start a pack command on one core."""
     command = [sys.executable, "-m", "tinyvgg.cli", "pack", source, str(out), "--workers", "1"]
+    command += ["--shard-size", str(SHARD_SIZE)]
     return subprocess.Popen(
-        ["taskset", "-c", str(core), *command, *words], stdout=subprocess.DEVNULL
+        ["taskset", "-c", str(core), *command, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -104,7 +109,7 @@ def pack_by(source: str, scratch: str, engine: Any) -> Work:
     from tinyvgg.packing.pack import pack_images
 
     num_images, out = count_images(source), Path(scratch) / engine
-    config = PackConfig(Path(source), out, workers=2, engine=engine)
+    config = PackConfig(Path(source), out, workers=2, engine=engine, shard_size=SHARD_SIZE)
     if engine == "ray":
         import ray
 
