@@ -32,7 +32,7 @@ ONE = "one part, one core"
 TWO = "two parts at once, a core each"
 AGAIN = "one part again, nothing left to do"
 FINISH = "--finish"
-SHARD_SIZE = 500
+SHARD_SIZE = 1000
 THREADS = "two threads of one process"
 RAY = "two Ray workers"
 

@@ -1,7 +1,8 @@
 """Draw the tables and plots of benchmarks/records: `python tools/render_records.py`.
 
-All of them go into benchmarks/RECORDS.md, the headlines into the README. With --check, change
-nothing and fail if one of the two says something else than the records.
+All of them go into benchmarks/RECORDS.md, the headlines into the README, what is computed of many
+hosts into benchmarks/SCALE.md. With --check, change nothing and fail if one of them says something
+else than the records.
 """
 
 import json
@@ -13,6 +14,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from tools.render_scale import render_scale  # noqa: E402 - run as a script, tools is no package
+
 RECORDS = REPOSITORY / "benchmarks" / "records"
 # the README's table: benchmark, its bar, what it says, under what condition
 HEADLINES = (
@@ -372,6 +377,7 @@ def main() -> int:
     for path, section in (
         (REPOSITORY / "benchmarks" / "RECORDS.md", render_tables(records)),
         (REPOSITORY / "README.md", render_headlines(records)),
+        (REPOSITORY / "benchmarks" / "SCALE.md", render_scale(records)),
     ):
         text = path.read_text()
         before, rest = text.split(BEGIN)

@@ -312,7 +312,7 @@ def view_memory(addresses: NDArray[np.int64], image_bytes: int) -> Tensor | None
     if span * image_bytes >= 2**62:
         return None
     memory = (ctypes.c_uint8 * (span + image_bytes - 1)).from_address(first)
-    return torch.from_numpy(np.frombuffer(memory, np.uint8)).as_strided((span, image_bytes), (1, 1))
+    return torch.from_numpy(np.ctypeslib.as_array(memory)).as_strided((span, image_bytes), (1, 1))
 
 
 def selected_batches(
