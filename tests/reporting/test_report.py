@@ -57,6 +57,7 @@ def test_a_page_shows_a_run_and_asks_for_nothing(run_folder: Path) -> None:
     assert f"train ({run.history[0].sample_images} fixed images)" in page
     assert not ADDRESS.search(page)
     assert "<canvas" in page
+    assert "network of your own, recipe" in page
 
 
 def test_what_comes_from_files_is_escaped(run_folder: Path) -> None:

@@ -237,6 +237,7 @@ def open_run(
             options,
             ({} if job is None else {"job": job})
             | {
+                "network": "network of your own" if trainer.is_own else trainer.recipe.arch,
                 "amp": trainer.amp,
                 "compiled": trainer.compiled,
                 "backend": trainer.loader.backend,
