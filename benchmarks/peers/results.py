@@ -149,7 +149,8 @@ def render(record: dict[str, Any]) -> str:
         "    make peers && .venv/bin/python -m benchmarks.peers SOURCE",
         "",
         "Each peer is one small file of [peers/](peers); its authors are invited to mend it. Its "
-        "`unlike` says what differs from the others' work. What does under 50,000 images/sec ran once.",
+        "`unlike` says what differs from the others' work. "
+        "What does under 50,000 images/sec ran once.",
         "",
     ]
     return "\n".join(lines)
