@@ -63,6 +63,9 @@ def open_epochs(folder: Path, contest: Contest, encoding: str, backend: Any) -> 
 
     def epoch() -> Batches:
         for batch in loader:
-            yield batch.images[: batch.num_valid], batch.labels[: batch.num_valid]
+            if batch.num_valid < len(batch.labels):  # the last one is padded
+                yield batch.images[: batch.num_valid], batch.labels[: batch.num_valid]
+            else:
+                yield batch.images, batch.labels
 
     return epoch
