@@ -24,6 +24,7 @@ from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
 from tinyvgg.bench.windows import Work
 from tinyvgg.packing.decode import decode_image
 from tinyvgg.packing.folders import SourceImage, list_images
+from tinyvgg.packing.holdout import Holdout
 
 PIXELS = 64
 WRITE = "ceiling: write + fsync"
@@ -43,9 +44,10 @@ def pack_command(source: str, scratch: str) -> Work:
     return work
 
 
-def read_decode_hash(source: str) -> Work:
+def read_decode_hash(source: str, val_share: float | None = None) -> Work:
     """Ceiling: read, decode and hash on two threads; nothing is written."""
-    opened = list_images(Path(source))
+    holdout = None if val_share is None else Holdout(val_share, 0)
+    opened = list_images(Path(source), holdout)
     images = [image for split in opened.splits.values() for image in split]
     parts = [images[start : start + 256] for start in range(0, len(images), 256)]
 

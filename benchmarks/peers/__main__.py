@@ -68,9 +68,11 @@ def list_arms(
     for contest, (target, name) in CEILINGS.items():
         key = "source" if contest == "convert" else "packed"
         once: dict[str, Any] = {}
+        read: dict[str, Any] = {key: f"{work}/{name}"}
         if contest == "convert":
             once = {"window_sec": 0.0, "num_windows": 1, "min_warm_windows": 0}
-        arms.append((contest, Arm(f"{contest}: ceiling", target, {key: f"{work}/{name}"}, **once)))
+            read["val_share"] = 0.1  # as `ours.write`
+        arms.append((contest, Arm(f"{contest}: ceiling", target, read, **once)))
     for module in MODULES:
         peer: Peer = importlib.import_module(f"benchmarks.peers.{module}").PEER
         python = interpreter(peer.environment, environments)

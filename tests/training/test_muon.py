@@ -1,6 +1,7 @@
 """Muon: singular values near one, torch's own Muon, and AdamW, each step by step."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from tests.closeness import relative_error
+from tests.rank_processes import run_ranks
 from tinyvgg.training.muon import (
     ADAMW_SHARE,
     COEFFICIENTS,
@@ -15,6 +17,7 @@ from tinyvgg.training.muon import (
     NUM_ITERATIONS,
     Muon,
     orthogonalize,
+    orthogonalize_together,
 )
 
 # what bfloat16, 8 bits, loses over a dozen products of matrices; found: up to 0.031
@@ -161,3 +164,21 @@ def test_a_loaded_optimizer_goes_on_bit_equal(fused: bool) -> None:
 
 def to_matrix(weight: Tensor) -> Tensor:
     return weight.detach().permute(0, 2, 3, 1).flatten(1).clone()
+
+
+def orthogonalize_drawn(together: bool) -> list[list[int]]:
+    """Return the bits of the orthogonalized gradients of a small network."""
+    torch.manual_seed(0)
+    shapes = [(8, 27), (16, 72), (16, 144), (40, 16), (3, 5)]
+    matrices = [torch.randn(shape) for shape in shapes]
+    found = (
+        orthogonalize_together(matrices, torch.bfloat16) if together else orthogonalize(matrices)
+    )
+    return [matrix.contiguous().view(torch.int16).flatten().tolist() for matrix in found]
+
+
+@pytest.mark.parametrize("world_size", [2, 7])
+def test_ranks_together_orthogonalize_to_the_bits_of_one(world_size: int, tmp_path: Path) -> None:
+    found = run_ranks(world_size, orthogonalize_drawn, True, out=tmp_path / "together")
+
+    assert found == run_ranks(1, orthogonalize_drawn, False, out=tmp_path / "alone") * world_size
