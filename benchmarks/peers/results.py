@@ -108,8 +108,9 @@ def tell_waits(record: dict[str, Any]) -> list[str]:
 def render(record: dict[str, Any]) -> str:
     """Return the page."""
     machine = record["machine"]
-    worse = [bar for bar in record["bars"] if bar["ratio"] < 1]
-    unmet = [bar for bar in record["bars"] if not bar["is_met"] and bar["ratio"] >= 1]
+    peers = [bar for bar in record["bars"] if not is_of_us(split_name(bar["baseline"])[1])]
+    worse = [bar for bar in peers if bar["ratio"] < 1]
+    unmet = [bar for bar in peers if not bar["is_met"] and bar["ratio"] >= 1]
     missing: dict[str, list[str]] = {}
     for lack in machine["missing"]:
         missing.setdefault(f"{lack['peer']}: {lack['reason']}", []).append(lack["contest"])
@@ -169,17 +170,17 @@ def draw(record: dict[str, Any]) -> Figure:
         axes.plot([ceiling], [place], "|", color="black", markersize=16, markeredgewidth=2)
         axes.scatter(list(peers.values()), [place] * len(peers), color="0.6", s=28)
         axes.scatter([ours], [place], color="C0", s=70, zorder=3)
-        label: dict[str, Any] = {"ha": "center", "fontsize": 8}
-        axes.text(ours, place + 0.22, shorten(ours), color="C0", weight="bold", **label)
-        for choose in (max, min):
-            title = choose(peers, key=lambda title: peers[title], default=None)
-            if title is not None:
-                axes.text(peers[title], place - 0.4, f"{title}, {shorten(peers[title])}", **label)
+        text: dict[str, Any] = {"ha": "center", "fontsize": 8, "color": "C0", "weight": "bold"}
+        axes.text(ours, place + 0.22, shorten(ours), **text)
+        ordered = sorted(peers, key=lambda title: peers[title])
+        for title, side in zip(ordered[:1] + ordered[-1:], ("right", "center"), strict=False):
+            label = f"{title}, {shorten(peers[title])}"
+            axes.text(peers[title], place - 0.4, label, ha=side, fontsize=8)
     axes.set_yticks(range(len(contests)), [TITLES[c] for c in reversed(contests)])
     axes.set_ylim(-0.7, len(contests) - 0.4)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.set_xlim(low / 1.5, high * 1.5)
+    axes.set_xlim(low / 4, high * 1.5)
     axes.set_title("images/sec: tinyvgg (blue), others (grey), ceiling (line)", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
