@@ -2,9 +2,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 
-from tinyvgg.reporting.grid import count_per_line, draw_grid
+from tinyvgg.reporting.grid import count_per_line, draw_grid, load_font
 from tinyvgg.shards.store import PackedDataset
 
 
@@ -34,6 +34,14 @@ def test_long_words_do_not_run_into_the_next_class(
     with Image.open(tmp_path / "grid.png") as image:
         sheet = np.asarray(image.convert("L"))
     assert (sheet[:20, -4:] == 255).all()
+
+
+def test_letters_that_the_usual_font_lacks_are_drawn_with_another() -> None:
+    usual, other = load_font(["cat"]), load_font(["café", "дом"])
+
+    assert isinstance(other, ImageFont.FreeTypeFont)
+    assert other.getname() != usual.getname()  # type: ignore[union-attr]
+    assert bytes(other.getmask("д")) != bytes(other.getmask("\U0010ffff"))  # the box of none
 
 
 def test_a_sheet_of_many_classes_is_about_as_high_as_wide() -> None:

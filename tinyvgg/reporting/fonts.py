@@ -6,6 +6,7 @@ what it lacks an installed font is taken that is known to have it.
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 
 from matplotlib import font_manager, ft2font
@@ -35,7 +36,14 @@ warned: set[str] = set()
 
 @cache
 def _list_installed() -> dict[str, str]:
-    """Return the path of each installed font of `FALLBACKS`, in their order."""
+    """Return the path of each installed font of `FALLBACKS`, in their order.
+
+    matplotlib keeps its list in a file; fonts that were installed since are added to it here.
+    """
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for path in set(font_manager.findSystemFonts()) - known:
+        with suppress(RuntimeError, OSError, ValueError):  # what is no font after all
+            font_manager.fontManager.addfont(path)
     paths = {font.name: font.fname for font in font_manager.fontManager.ttflist}
     return {name: paths[name] for name in (DEFAULT, *FALLBACKS) if name in paths}
 
@@ -55,6 +63,21 @@ def choose_fonts(names: Iterable[str]) -> list[str]:
             missing -= _list_characters(path)
         if not missing:
             break
+    _say_missing(missing)
+    return families or [DEFAULT]
+
+
+def find_font_file(names: Iterable[str]) -> str:
+    """Return the path of the one font that has most of some texts; what it lacks is said."""
+    wanted = {ord(character) for name in names for character in name if character > " "}
+    paths = list(_list_installed().values())
+    best = max(paths, key=lambda path: len(wanted & _list_characters(path)))
+    _say_missing(wanted - _list_characters(best))
+    return best
+
+
+def _say_missing(missing: set[int]) -> None:
+    """Log a line of characters that no font has, once for each choice of them."""
     shown = "".join(sorted(map(chr, missing)))[:20]
     if shown and shown not in warned:
         warned.add(shown)
@@ -63,4 +86,3 @@ def choose_fonts(names: Iterable[str]) -> list[str]:
             "fonts-noto-cjk for example",
             shown,
         )
-    return families or [DEFAULT]

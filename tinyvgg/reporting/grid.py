@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # `inspect` works without torch
 IMAGES_PER_CLASS = 4
 MARGIN_PIXELS = 4
 THUMBNAIL_PIXELS = 64
+FONT_PIXELS = 12
 TEXT_PIXELS = 16
 ANSWER_PIXELS = 128  # of a predicted image, at least, so that its answer has room
 
@@ -51,7 +52,8 @@ def draw_grid(dataset: PackedDataset, path: Path) -> None:
     per_line = count_per_line(len(classes), cell_width, cell_height)
     num_lines = -(-len(classes) // per_line)
     sheet = Image.new("RGB", (per_line * cell_width, num_lines * cell_height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    pen = ImageDraw.Draw(sheet)
+    font = load_font([printable(record.folder + record.words) for record in classes])
     for label, record in enumerate(classes):
         left = label % per_line * cell_width + MARGIN_PIXELS
         top = label // per_line * cell_height + MARGIN_PIXELS
@@ -88,7 +90,8 @@ def draw_predictions(predictions: Sequence["Prediction"], path: Path) -> None:
     num_columns = min(num_columns, len(predictions))
     num_lines = -(-len(predictions) // num_columns)
     sheet = Image.new("RGB", (num_columns * cell_width, num_lines * cell_height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    pen = ImageDraw.Draw(sheet)
+    font = load_font([printable(found.name + found.best.title) for found in predictions])
     for place, found in enumerate(predictions):
         left = place % num_columns * cell_width + MARGIN_PIXELS
         top = place // num_columns * cell_height + MARGIN_PIXELS
@@ -106,10 +109,22 @@ def draw_predictions(predictions: Sequence["Prediction"], path: Path) -> None:
         sheet.save(path, "PNG")
 
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def load_font(texts: Sequence[str]) -> Font:
+    """Return Pillow's own font, or where it lacks letters the installed one that has most."""
+    if all(text.isascii() for text in texts):
+        return ImageFont.load_default(FONT_PIXELS)
+    from tinyvgg.reporting.fonts import find_font_file  # here: it takes matplotlib
+
+    return ImageFont.truetype(find_font_file(texts), FONT_PIXELS)
+
+
 def shorten(
     text: str,
     pen: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
     width: int,
 ) -> str:
     """Return a text cut off so that it is not wider than so many pixels."""
