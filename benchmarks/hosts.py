@@ -10,8 +10,8 @@ model of N hosts is
     seconds = part_again + (part - part_again) / N + finish
 
 from arms on one core: a part of one, the same part again (its start, its listing: what every host
-repeats), and `--finish`. With --ray, an interpreter that has Ray, its tasks run beside threads,
-the start of the cluster not counted.
+repeats), and `--finish`; `tools/render_scale.py` applies it to larger sets. With --ray, an
+interpreter that has Ray, its tasks run beside threads, the start of the cluster not counted.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
+from benchmarks.pack import count_images
 from tinyvgg.bench.windows import Work
 from tinyvgg.packing.config import PackConfig
-from tinyvgg.packing.folders import list_images
 
 ONE = "one part, one core"
 TWO = "two parts at once, a core each"
@@ -35,11 +35,6 @@ FINISH = "--finish"
 SHARD_SIZE = 1000
 THREADS = "two threads of one process"
 RAY = "two Ray workers"
-
-
-def count_images(source: str) -> int:
-    """Return the number of images in all splits."""
-    return sum(len(images) for images in list_images(Path(source)).splits.values())
 
 
 def start(source: str, out: Path, words: list[str], core: int) -> subprocess.Popen[bytes]:
@@ -142,16 +137,6 @@ def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
     return bars
 
 
-def print_hours(measured: dict[str, Measurement], num_source: int) -> None:
-    """Print what the model says of larger sets and more hosts, of one core each."""
-    one, again, done = (1 / measured[name].images_per_sec for name in (ONE, AGAIN, FINISH))
-    print(f"seconds an image: part {one:.3g}, of it repeated {again:.3g}; --finish {done:.3g}")
-    for num_images in (num_source, 1_281_167, 14_197_122):
-        for num_hosts in (1, 2, 4, 8, 16, 32, 64):
-            minutes = num_images * (again + (one - again) / num_hosts + done) / 60
-            print(f"{num_images:>12,} images, {num_hosts:>2} cores: {minutes:>8.1f} minutes")
-
-
 def main() -> None:
     """Measure all arms and write a record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -180,8 +165,7 @@ def main() -> None:
                 arm(RAY, "pack_by", options.ray, engine="ray"),
             ]
         claim = "packing real images in parts and by Ray, a core for a host, page cache warm"
-        measured = run_benchmark("hosts", claim, arms, judge, options.repeats)
-        print_hours(measured, count_images(options.source))
+        run_benchmark("hosts", claim, arms, judge, options.repeats)
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ def run_benchmark(
     arms: Sequence[Arm],
     judge: Callable[[dict[str, Measurement]], Sequence[dict[str, Any]]],
     num_repeats: int,
-) -> dict[str, Measurement]:
+) -> None:
     """Measure arms in fresh processes, interleaved; print a table and write a record.
 
     Args:
@@ -263,9 +263,6 @@ def run_benchmark(
         arms: what to measure.
         judge: called with the measurements by arm name; returns bars, from `make_bar`.
         num_repeats: processes of each arm.
-
-    Returns:
-        The measurements, by arm name.
     """
     wait_until_idle()
     machine = describe_machine()
@@ -273,7 +270,6 @@ def run_benchmark(
     bars = judge(measured)
     print_table(measured, bars)
     print(write_record(name, claim, machine, measured, bars))
-    return measured
 
 
 def write_record(

@@ -30,9 +30,14 @@ PIXELS = 64
 WRITE = "ceiling: write + fsync"
 
 
+def count_images(source: str) -> int:
+    """Return the number of images in all splits of a source."""
+    return sum(len(images) for images in list_images(Path(source)).splits.values())
+
+
 def pack_command(source: str, scratch: str) -> Work:
     """`tinyvgg pack SOURCE OUT` as a user types it, start of Python included."""
-    num_images = sum(len(images) for images in list_images(Path(source)).splits.values())
+    num_images = count_images(source)
 
     def work() -> int:
         out = Path(scratch) / "packed"
@@ -67,7 +72,7 @@ def read_decode_hash(source: str, val_share: float | None = None) -> Work:
 
 def write_sync(source: str, scratch: str) -> Work:
     """Ceiling: write and fsync the same bytes, in files of 5,000 images, one after the other."""
-    num_images = sum(len(images) for images in list_images(Path(source)).splits.values())
+    num_images = count_images(source)
     shard = np.random.default_rng(0).integers(0, 256, (5000, PIXELS, PIXELS, 3)).astype(np.uint8)
     folder = Path(scratch) / "written"
 

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from benchmarks.measure import PEAK_FLOP_PER_SEC
+
 TRAIN_FLOP = 6.836e9  # an image of 64 x 64 through VGG_Net, forward and backward; `train --summary`
 GPU_SHARE = 0.5  # of the dense bf16 peak, which no one has measured here: an upper estimate
-GPUS = (("A100", 312e12), ("H100", 989e12))  # dense bf16 FLOP/s; NVIDIA's data sheets
+GPUS = ("A100", "H100")
 SETS = (("TinyImageNet", 110_000), ("ImageNet-1k", 1_281_167), ("ImageNet-21k", 14_197_122))
 CORES = (1, 2, 8, 16, 64, 256)
 
@@ -91,13 +93,13 @@ def render_loading(record: dict[str, Any]) -> list[str]:
         "the dense bf16 peak; nobody has measured that yet.",
         "",
         "| batches | images/sec of a core | "
-        + " | ".join(f"cores for an {name}" for name, _ in GPUS) + " |",
+        + " | ".join(f"cores for an {name}" for name in GPUS) + " |",
         "| --- | ---: |" + " ---: |" * len(GPUS),
     ]  # fmt: skip
     for title, name in kinds:
         if name in rates:
             rate = rates[name] / num_cores
-            needed = [GPU_SHARE * peak / TRAIN_FLOP / rate for _, peak in GPUS]
+            needed = [GPU_SHARE * PEAK_FLOP_PER_SEC[gpu] / TRAIN_FLOP / rate for gpu in GPUS]
             cells = " | ".join(f"{cores:.1f}" for cores in needed)
             lines.append(f"| {title} | {rate:,.0f} | {cells} |")
     return [*lines, ""]
