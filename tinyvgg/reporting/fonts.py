@@ -5,7 +5,7 @@ what it lacks an installed font is taken that is known to have it.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 
@@ -34,8 +34,14 @@ DEFAULT = "DejaVu Sans"
 warned: set[str] = set()
 
 
+def _list_installed() -> Iterator[tuple[str, str]]:
+    """Yield family and path of matplotlib's own font, then of each installed one of `FALLBACKS`."""
+    yield DEFAULT, font_manager.findfont(DEFAULT)
+    yield from _list_fallbacks().items()
+
+
 @cache
-def _list_installed() -> dict[str, str]:
+def _list_fallbacks() -> dict[str, str]:
     """Return the path of each installed font of `FALLBACKS`, in their order.
 
     matplotlib keeps its list in a file; fonts that were installed since are added to it here.
@@ -45,7 +51,7 @@ def _list_installed() -> dict[str, str]:
         with suppress(RuntimeError, OSError, ValueError):  # what is no font after all
             font_manager.fontManager.addfont(path)
     paths = {font.name: font.fname for font in font_manager.fontManager.ttflist}
-    return {name: paths[name] for name in (DEFAULT, *FALLBACKS) if name in paths}
+    return {name: paths[name] for name in FALLBACKS if name in paths}
 
 
 @cache
@@ -57,7 +63,7 @@ def choose_fonts(names: Iterable[str]) -> list[str]:
     """Return the families in which texts are drawn; one line is logged for what none has."""
     missing = {ord(character) for name in names for character in name if character > " "}
     families = []
-    for family, path in _list_installed().items():
+    for family, path in _list_installed():
         if family == DEFAULT or missing & _list_characters(path):
             families.append(family)
             missing -= _list_characters(path)
@@ -70,7 +76,7 @@ def choose_fonts(names: Iterable[str]) -> list[str]:
 def find_font_file(names: Iterable[str]) -> str:
     """Return the path of the one font that has most of some texts; what it lacks is said."""
     wanted = {ord(character) for name in names for character in name if character > " "}
-    paths = list(_list_installed().values())
+    paths = [path for _, path in _list_installed()]
     best = max(paths, key=lambda path: len(wanted & _list_characters(path)))
     _say_missing(wanted - _list_characters(best))
     return best

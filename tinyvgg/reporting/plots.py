@@ -58,11 +58,10 @@ def plot_curves(history: Sequence[dict[str, Any]], folder: Path) -> None:
             )
             legend = f"best val top-1: epoch {epochs[best]}"
             axes.axvline(epochs[best], color="gray", linewidth=0.8)
-            star: dict[str, Any] = {
-                "markersize": 14,
-                "markerfacecolor": "none",
-            }  # what it marks stays visible
-            axes.plot([epochs[best]], [value], "*", color="black", label=legend, **star)
+            axes.plot(  # hollow: what it marks stays visible
+                [epochs[best]], [value], "*", color="black", markersize=14, markerfacecolor="none",
+                label=legend,
+            )  # fmt: skip
         _mark_sizes(axes, history, epochs)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
