@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tinyvgg.loading.batch import Normalization, PixelPass
-from tinyvgg.loading.host_kernel import HostKernel, stored_batches, view_memory
+from tinyvgg.loading.host_batches import stored_batches, view_memory
+from tinyvgg.loading.host_kernel import HostKernel
 from tinyvgg.loading.plan import plan_rank_epoch
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2764, 0.2689, 0.2816)

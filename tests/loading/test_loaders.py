@@ -34,7 +34,7 @@ from tests.loading.contract import (
     read_epochs,
     valid_ids,
 )
-from tinyvgg.loading import LoaderConfig, host_kernel, open_loader
+from tinyvgg.loading import LoaderConfig, host_batches, open_loader
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.resident import ResidentSource
@@ -278,7 +278,7 @@ def test_batches_do_not_depend_on_how_many_a_thread_prepares_at_once(
     fields: dict[str, Any] = {"batch_size": batch_size, "augment": True, "drop_last": False}
     expected = read_epochs(open_raw(packed, backend, **fields), range(2))
     task_bytes = batches_per_task * batch_size * 64 * 64 * 3
-    monkeypatch.setattr(host_kernel, "TASK_BYTES", task_bytes)
+    monkeypatch.setattr(host_batches, "TASK_BYTES", task_bytes)
 
     batches = read_epochs(open_raw(packed, backend, **fields), range(2))
 
@@ -357,7 +357,7 @@ def test_nothing_is_kept_when_loader_and_dataset_are_dropped(
 def test_an_error_of_a_backend_reaches_the_loop_and_leaves_nothing_behind(
     packed: PackedDataset, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_kernel, "TASK_BYTES", 1)  # one batch a task
+    monkeypatch.setattr(host_batches, "TASK_BYTES", 1)  # one batch a task
     loader = open_raw(packed, backend, augment=True)
     source: Any = loader.source
     kernel, fill = source.kernel, source.kernel.fill

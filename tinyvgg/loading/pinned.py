@@ -28,7 +28,8 @@ from torch import Tensor
 from tinyvgg.compiling import compile_apart
 from tinyvgg.loading.batch import Batch, PixelPass, transform_images
 from tinyvgg.loading.device_decoder import DeviceDecoder
-from tinyvgg.loading.host_kernel import HostKernel, stored_batches
+from tinyvgg.loading.host_batches import stored_batches
+from tinyvgg.loading.host_kernel import HostKernel
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
 from tinyvgg.loading.reader import ImageReader, read_batches, read_step
 from tinyvgg.shards.store import Split

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tinyvgg.errors import ShardError
 from tinyvgg.loading.batch import Batch
-from tinyvgg.loading.host_kernel import HostKernel, host_batches
+from tinyvgg.loading.host_batches import host_batches
+from tinyvgg.loading.host_kernel import HostKernel
 from tinyvgg.loading.plan import RankEpoch
 from tinyvgg.loading.resize_kernel import normalize_box, resize_box
 from tinyvgg.shards.jpeg import decode_jpeg, decoding

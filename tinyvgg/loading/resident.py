@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tinyvgg.loading.batch import Batch, PixelPass
 from tinyvgg.loading.device_decoder import scale_box
-from tinyvgg.loading.host_kernel import HostKernel, stored_batches
+from tinyvgg.loading.host_batches import stored_batches
+from tinyvgg.loading.host_kernel import HostKernel
 from tinyvgg.loading.pinned import AcceleratorRuntime, DevicePixels, DevicePlan
 from tinyvgg.loading.plan import EpochPlanner, LoaderState, RankEpoch
 from tinyvgg.loading.reader import PART_BYTES, ImageReader, read_batches
