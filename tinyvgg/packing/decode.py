@@ -75,7 +75,9 @@ def read_image_size(data: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False) -> None:
+def decode_image(
+    data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False, is_plain_only: bool = False
+) -> None:
     """Decode an image into `pixels`.
 
     Args:
@@ -83,6 +85,7 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
         pixels: uint8 [H, W, 3], C order, filled with RGB.
         resize: scale the shorter side to H = W and cut out the center, as torchvision's
             Resize and CenterCrop do on a Pillow image.
+        is_plain_only: refuse what is no plain JPEG of the size of `pixels`.
 
     Raises:
         DatasetError: not an image, damaged, too large, or of another size than H x W. The text
@@ -95,6 +98,8 @@ def decode_image(data: bytes, pixels: NDArray[np.uint8], *, resize: bool = False
         with decoding(height * width):
             decode_plain_jpeg(data, pixels)
         return
+    if is_plain_only:
+        raise DatasetError(f"no plain JPEG of {width}x{height} pixels")
     with _open_image(data) as image:
         if not resize and (image.height, image.width) != (height, width):
             raise DatasetError(

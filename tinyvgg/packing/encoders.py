@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import simplejpeg
@@ -51,7 +51,7 @@ class Block:
     """Images of a block as they will be stored, and what was learned on the way.
 
     Attributes:
-        content: what the encoder's `write` makes of it.
+        files: of a JPEG shard; the pixels of a raw one are in the first rows of the buffer.
         num_images: in it, bad ones included.
         buffer: borrowed, to be given back when the content was written.
         sums: int64 [2, 3]: of x and of x * x, per channel, over all pixels.
@@ -63,9 +63,9 @@ class Block:
         digests: of the files that were read, 64 bits each: CRC-32 and size.
     """
 
-    content: Any
     num_images: int
     buffer: NDArray[np.uint8]
+    files: list["StoredFile"] = field(default_factory=list)
     sums: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 3), np.int64))
     num_pixels: int = 0
     sizes: set[tuple[int, int]] = field(default_factory=set)
@@ -81,7 +81,12 @@ class Block:
 
 
 class Encoder(Protocol):
-    """What `pack` makes of images; safe from several threads."""
+    """What `pack` makes of images; safe from several threads.
+
+    Attributes:
+        num_rows: images of a block.
+        num_buffers: that blocks are encoded into by turns.
+    """
 
     num_rows: int
     num_buffers: int
@@ -111,12 +116,18 @@ class RawEncoder:
         image: their size.
         num_threads: that encode at once.
         resize: whether images are scaled to that size.
+
+    Attributes:
+        is_plain_only: whether what is no plain JPEG file of at most `SMALL_PIXELS` is bad.
+        has_plain_images: whether there can be any of those.
     """
 
     def __init__(
         self, source: ImageSource, image: ImageFormat, num_threads: int, *, resize: bool
     ) -> None:
         self.source, self.image, self.resize = source, image, resize
+        self.is_plain_only = False
+        self.has_plain_images = not resize and image.height * image.width <= SMALL_PIXELS
         self.num_rows = _count_rows(image.num_bytes, num_threads)
         num_buffers = BUFFER_BYTES // (self.num_rows * image.num_bytes)
         self.num_buffers = max(num_threads + 2, num_buffers)
@@ -128,13 +139,13 @@ class RawEncoder:
     def encode(self, rows: list[SourceImage], buffer: NDArray[np.uint8]) -> Block:
         """Decode images into the first rows of a buffer; rows of bad images hold anything."""
         images = buffer[: len(rows)]
-        block = Block(images, len(rows), buffer, num_pixels=images[..., 0].size)
+        block = Block(len(rows), buffer, num_pixels=images[..., 0].size)
 
         for pixels, image in zip(images, rows, strict=True):
             try:
                 data, stamp = read_stamped_image(self.source, image)
                 block.note_file(stamp, len(data), zlib.crc32(data))
-                decode_image(data, pixels, resize=self.resize)
+                decode_image(data, pixels, resize=self.resize, is_plain_only=self.is_plain_only)
             except (DatasetError, OSError, MemoryError) as error:
                 _note(block, image, error)
         block.sums = sum_channels(images)
@@ -150,12 +161,12 @@ class RawEncoder:
     ) -> ShardRecord:
         """Write a shard from its blocks as they come."""
         shape = (*self.image.size, self.image.channels)
-        images = (block.content for block in blocks)
+        images = (block.buffer[: block.num_images] for block in blocks)
         return write_shard(folder, split, index, shape, images, labels)
 
 
 @dataclass(frozen=True)
-class _StoredFile:
+class StoredFile:
     """A JPEG file of a block; `data` is None where it is read again when it is written."""
 
     image: SourceImage
@@ -174,10 +185,14 @@ class JpegEncoder:
         source: that the files are read from.
         num_threads: that encode at once.
         recode: quality of the JPEG that is stored instead of what is no plain one; None: bad.
+
+    Attributes:
+        is_plain_only, has_plain_images: as of `RawEncoder`.
     """
 
     def __init__(self, source: ImageSource, num_threads: int, recode: int | None) -> None:
         self.source, self.recode = source, recode
+        self.is_plain_only, self.has_plain_images = False, True
         self.recoding = threading.Lock()  # large images one after the other, for their memory
         self.num_rows = JPEG_ROWS
         self.num_buffers = num_threads + 2
@@ -189,8 +204,7 @@ class JpegEncoder:
 
     def encode(self, rows: list[SourceImage], buffer: NDArray[np.uint8]) -> Block:
         """Read and decode files; of bad ones nothing is stored."""
-        files: list[_StoredFile] = []
-        block = Block(files, len(rows), buffer)
+        block = Block(len(rows), buffer)
         pixels = _PixelSums(buffer, block)
         kept_bytes = 0
 
@@ -209,7 +223,7 @@ class JpegEncoder:
             is_kept = kept_bytes + len(data) <= self.kept_bytes
             kept_bytes += len(data) if is_kept else 0
             crc32 = zlib.crc32(data)
-            files.append(_StoredFile(image, size, data if is_kept else None, crc32))
+            block.files.append(StoredFile(image, size, data if is_kept else None, crc32))
             block.note_file(stamp, len(file), zlib.crc32(file) if reason else crc32)
         pixels.close()
         return block
@@ -226,12 +240,12 @@ class JpegEncoder:
 
         def list_files() -> Iterator[JpegFile]:
             for block in blocks:
-                for file in block.content:
+                for file in block.files:
                     yield JpegFile(self._load(file), file.size)
 
         return write_jpeg_shard(folder, split, index, list_files(), labels)
 
-    def _load(self, file: _StoredFile) -> bytes:
+    def _load(self, file: StoredFile) -> bytes:
         if file.data is not None:
             return file.data
         try:
@@ -258,6 +272,8 @@ class JpegEncoder:
                 f"{num_scans:,} scans, expected at most {MAX_SCANS}; store it with fewer"
             )
         size = read_plain_size(data)
+        if self.is_plain_only and (size is None or size[0] * size[1] > SMALL_PIXELS):
+            raise DatasetError("no small plain JPEG file")
         if size is None:
             size = read_image_size(data)  # raises if it is no image
             reason = name_kind(data)
@@ -289,7 +305,7 @@ def _name_obstacle(data: bytes) -> str:
 
 def make_encoder(
     config: PackConfig, source: ImageSource, image: AnyFormat, num_threads: int
-) -> Encoder:
+) -> RawEncoder | JpegEncoder:
     """Return what makes shards of images."""
     if isinstance(image, ImageFormat):
         return RawEncoder(source, image, num_threads, resize=config.resize is not None)

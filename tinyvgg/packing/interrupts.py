@@ -39,16 +39,16 @@ def run_interruptible(work: Callable[[threading.Event], Result]) -> Result:
 
     thread = threading.Thread(target=run)
     try:
-        with _signals_held():
+        with signals_held():
             thread.start()
         result, error = results.get()  # of all waits the one that holds no lock when it is left
     except BaseException:
-        with _signals_held():
+        with signals_held():
             stop.set()
             if thread.ident is not None:  # it was started
                 thread.join()
         raise
-    with _signals_held():
+    with signals_held():
         thread.join()
     if error is not None:
         raise error
@@ -56,8 +56,8 @@ def run_interruptible(work: Callable[[threading.Event], Result]) -> Result:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let signals wait; threads that are started meanwhile never get any (POSIX)."""
+def signals_held() -> Iterator[None]:
+    """Let signals wait; threads and processes that are started meanwhile never get any (POSIX)."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

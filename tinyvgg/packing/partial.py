@@ -28,6 +28,7 @@ from tinyvgg.errors import BackendUnavailable
 from tinyvgg.packing.config import PackConfig
 from tinyvgg.packing.encoders import make_encoder
 from tinyvgg.packing.folders import ImageSource, SourceImage, show_path
+from tinyvgg.packing.forks import forking
 from tinyvgg.packing.interrupts import run_interruptible
 from tinyvgg.packing.journal import WRITING, Header, Journal
 from tinyvgg.packing.ray_tasks import open_ray
@@ -212,21 +213,23 @@ class PartialPack:
             shutil.rmtree(scratch)
         scratch.mkdir()
         try:
-            with self._open_engine(scratch) as engine:
+            num_images = sum(len(task.images) for task in todo)
+            with self._open_engine(scratch, num_images) as engine:
                 run_interruptible(functools.partial(engine.write_shards, todo, open_bar, report))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return bad_files
 
     @contextmanager
-    def _open_engine(self, scratch: Path) -> Iterator[Engine]:
+    def _open_engine(self, scratch: Path, num_images: int) -> Iterator[Engine]:
         if self.config.engine == "ray":
             with open_ray(self.config, self.source, self.image, scratch) as engine:
                 yield engine
             return
         num_threads = self.config.workers or num_cores()
-        encoder = make_encoder(self.config, self.source, self.image, num_threads)
-        yield Threads(encoder, num_threads, scratch)
+        own = make_encoder(self.config, self.source, self.image, num_threads)
+        with forking(own, num_threads, num_images) as encoder:
+            yield Threads(encoder, num_threads, scratch)
 
     @contextmanager
     def saying_what_stays(self, num_shards: int) -> Iterator[None]:

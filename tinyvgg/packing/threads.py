@@ -1,7 +1,7 @@
 """Threads: shard tasks done in this process.
 
     one thread      hands out blocks of 256 images, in order, as buffers come free
-    decode threads  read, decode and sum up a block          (without the GIL, save a few µs)
+    decode threads  read, decode and sum up a block, or have a process do it (`forks`)
     write threads   hash, checksum, write and fsync a shard, block by block, in order
 
 From: `pack`, with the tasks that are to be done; a worker of `ray_tasks`, with one.

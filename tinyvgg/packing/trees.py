@@ -31,9 +31,11 @@ class FileTree(Protocol):
 
     Attributes:
         entered: what `enter` was given; "" at the top.
+        descriptors: of files that stay open.
     """
 
     entered: str
+    descriptors: tuple[int, ...]
 
     def list_folder(self, folder: str) -> list[str]:
         """Return the names directly in a folder, in any order; those of folders end with '/'.
@@ -81,6 +83,7 @@ class _Folder:
         self.written = {str(path) for path in written}
         self.written_names = {path.name for path in written}
         self.entered = ""
+        self.descriptors: tuple[int, ...] = ()
 
     def enter(self, folder: str) -> None:
         self.entered = folder
@@ -160,6 +163,7 @@ class _Zip:
         self.path = path
         self.entered = ""
         self.file = path.open("rb", buffering=0)
+        self.descriptors: tuple[int, ...] = (self.file.fileno(),)
         self.lock = threading.Lock()
         try:
             members = self._read_directory(path)
