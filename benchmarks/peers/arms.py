@@ -16,10 +16,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 
 from benchmarks.peers.contract import (
     MEAN,
@@ -29,7 +28,9 @@ from benchmarks.peers.contract import (
     decode,
     list_items,
 )
-from tinyvgg.bench.windows import Work
+
+if TYPE_CHECKING:
+    from tinyvgg.bench.windows import Work
 
 MAX_LEVELS_OFF = 1.0  # mean of all pixels: other decoders, drawn boxes, files that are re-encoded
 
@@ -44,7 +45,7 @@ def open_peer(
 
 def timed(
     module: str, contest: str, folder: str, encoding: str | None, options: dict[str, Any]
-) -> Work:
+) -> "Work":
     """Endless epochs, a batch at a time: what happens between epochs is part of the cost."""
     epoch = open_peer(module, contest, folder, encoding, options)
 
@@ -56,7 +57,7 @@ def timed(
     return endless().__next__
 
 
-def convert(module: str, source: str, out: str, encoding: str) -> Work:
+def convert(module: str, source: str, out: str, encoding: str) -> "Work":
     """One conversion as a whole command, start of Python included."""
     num_images = len(list_items(source))
 
@@ -100,6 +101,8 @@ def find_truth(source: str) -> dict[str, Any]:
 
 def prove(epoch: OpenEpochs, contest: str, truth: dict[str, Any]) -> dict[str, Any]:
     """Compare one epoch with the truth; `is_right` says whether it may be timed."""
+    import torch
+
     rows: list[tuple[int, int]] = []
     total, num_values, is_dense = 0.0, 0, True
     for images, labels in epoch():

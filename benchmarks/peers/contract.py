@@ -14,13 +14,15 @@ Float32 images are [b, 3, H, W], channels last in memory where the peer can.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # a conversion does not wait for torch, unless its peer does
+    import torch
 
 Contest = Literal["stored", "flip", "crop", "photographs", "convert"]
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+Batches = Iterator[tuple["torch.Tensor", "torch.Tensor"]]
 OpenEpochs = Callable[[], Batches]
 Items = Sequence[tuple[Path, int]]  # JPEG files and labels, by class
 PIXELS, LARGE, PAD = 64, 224, 4
@@ -91,14 +93,16 @@ def encode(path: Path, encoding: str) -> bytes:
 
 def make_collate(
     contest: Contest, encoding: str
-) -> Callable[[Sequence[tuple[Any, int]]], tuple[torch.Tensor, torch.Tensor]]:
+) -> Callable[[Sequence[tuple[Any, int]]], tuple["torch.Tensor", "torch.Tensor"]]:
     """Return a function of (stored bytes, label) that decodes and stacks a batch.
 
     Photographs are finished by it, image by image; others are uint8, for `augment`.
     """
+    import torch
+
     transform = photograph_transform() if contest == "photographs" else None
 
-    def collate(samples: Sequence[tuple[Any, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def collate(samples: Sequence[tuple[Any, int]]) -> tuple["torch.Tensor", "torch.Tensor"]:
         labels = torch.tensor([int(label) for _, label in samples])
         if transform is not None:
             images = [
@@ -116,6 +120,7 @@ def make_collate(
 
 def photograph_transform() -> Any:
     """Return torchvision's random box, flip and normalization, of uint8 [3, H, W]."""
+    import torch
     from torchvision.transforms import v2
 
     return v2.Compose(
@@ -129,8 +134,8 @@ def photograph_transform() -> Any:
 
 
 def augment(
-    images: torch.Tensor, contest: Contest, out: torch.Tensor | None = None
-) -> torch.Tensor:
+    images: "torch.Tensor", contest: Contest, out: "torch.Tensor | None" = None
+) -> "torch.Tensor":
     """Return a batch as its contest wants it, by whole-batch operations of torch.
 
     Args:
@@ -138,6 +143,8 @@ def augment(
         contest: what to do.
         out: float32 [B, H, W, 3], reused memory.
     """
+    import torch
+
     if contest in ("stored", "photographs"):
         return images
     count, height, width, _ = images.shape
@@ -163,6 +170,8 @@ def augment(
 
 def data_loader(dataset: Any, contest: Contest, workers: int, **options: Any) -> Any:
     """Return torch's DataLoader with the settings that all its users here have."""
+    import torch
+
     return torch.utils.data.DataLoader(
         dataset,
         options.pop("batch_size", batch_size(contest)),

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.peers.contract import (
     LARGE,
     MEAN,
@@ -47,6 +45,8 @@ def write(items: Items, out: Path, encoding: str) -> None:
 
 def open_epochs(folder: Path, contest: Contest, encoding: str, backend: Any) -> OpenEpochs:
     """Open as the README says, from Python."""
+    import torch
+
     from tinyvgg.loading import LoaderConfig, open_loader
 
     options: dict[str, Any] = {"augment": contest != "stored"}

@@ -5,10 +5,9 @@ reused, in the consumer's own thread.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from benchmarks.peers.contract import (
     PIXELS,
@@ -23,6 +22,9 @@ from benchmarks.peers.contract import (
     data_loader,
     decode,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 SMALL: tuple[Contest, ...] = ("stored", "flip", "crop")
 PEER = Peer(
@@ -50,6 +52,8 @@ class Mapped:
     """A Dataset that gives whole batches."""
 
     def __init__(self, folder: Path) -> None:
+        import torch
+
         # copy on write: torch takes no memory that is read-only
         self.images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))
         self.labels = torch.from_numpy(np.load(folder / "labels.npy"))
@@ -57,7 +61,9 @@ class Mapped:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitems__(self, rows: list[int]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        import torch
+
         chosen = torch.tensor(rows)
         return self.images[chosen], self.labels[chosen]
 
@@ -69,6 +75,8 @@ def keep(batch: Any) -> Any:
 
 def open_epochs(folder: Path, contest: Contest, encoding: str, is_bare: bool) -> OpenEpochs:
     """Read one array, by DataLoader or without it."""
+    import torch
+
     data = Mapped(folder)
     size = batch_size(contest)
     if not is_bare:
