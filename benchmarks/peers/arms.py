@@ -58,13 +58,17 @@ def timed(
 
 
 def convert(module: str, source: str, out: str, encoding: str) -> "Work":
-    """One conversion as a whole command, start of Python included."""
+    """One conversion as a whole command, start of Python included, until it is on the disk.
+
+    Those that leave that to the system are given a `sync`; the others have done it themselves.
+    """
     num_images = len(list_items(source))
+    shutil.rmtree(out, ignore_errors=True)
+    os.sync()  # what another arm left to write is not this one's cost
 
     def work() -> int:
-        shutil.rmtree(out, ignore_errors=True)
-        os.sync()  # what another arm left to write is not this one's cost
         command(module, source, out, encoding)
+        os.sync()
         return num_images
 
     return work
@@ -84,7 +88,10 @@ def write(module: str, source: str, out: str, encoding: str) -> None:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     peer = importlib.import_module(f"benchmarks.peers.{module}")
-    peer.write(list_items(source), folder, encoding)
+    if hasattr(peer, "write_folders"):  # it lists them itself
+        peer.write_folders(Path(source), folder, encoding)
+    else:
+        peer.write(list_items(source), folder, encoding)
 
 
 def find_truth(source: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Contests, by name; batches of `batch_size(contest)`, shuffled, labels int64 [b]:
 Float32 images are [b, 3, H, W], channels last in memory where the peer can.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,8 +69,13 @@ def batch_size(contest: Contest) -> int:
 
 def list_items(folders: str | Path) -> list[tuple[Path, int]]:
     """Return (file, label) of class folders, sorted as ImageFolder does."""
-    names = sorted(path for path in (Path(folders) / "train").iterdir() if path.is_dir())
-    return [(file, label) for label, name in enumerate(names) for file in sorted(name.iterdir())]
+    top = Path(folders) / "train"
+    names = sorted(path.name for path in top.iterdir() if path.is_dir())
+    return [
+        (folder / file, label)
+        for label, folder in enumerate(top / name for name in names)
+        for file in sorted(os.listdir(folder))  # noqa: PTH208 - sorting paths takes 0.3 s
+    ]
 
 
 def shuffle_items(items: Items) -> list[tuple[Path, int]]:

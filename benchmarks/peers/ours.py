@@ -10,7 +10,6 @@ from benchmarks.peers.contract import (
     STD,
     Batches,
     Contest,
-    Items,
     OpenEpochs,
     Peer,
     Variant,
@@ -32,12 +31,11 @@ PEER = Peer(
 )  # fmt: skip
 
 
-def write(items: Items, out: Path, encoding: str) -> None:
+def write_folders(source: Path, out: Path, encoding: str) -> None:
     """Pack all images by the command; a tenth is called val, which the others do not have."""
     from tinyvgg.cli import main
 
-    source = items[0][0].parents[1]
-    words = ["pack", str(source), str(out), "--overwrite", "--val-share", "0.1"]
+    words = ["pack", str(source / "train"), str(out), "--overwrite", "--val-share", "0.1"]
     status = main([*words, "--encoding", "jpeg"] if encoding == "jpeg" else words)
     if status:
         raise SystemExit(status)

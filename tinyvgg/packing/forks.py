@@ -13,6 +13,7 @@ words errors and counts memory; so is the block of a process that was killed. No
 process, and it ends when `pack` does, however that ends.
 """
 
+import gc
 import logging
 import mmap
 import os
@@ -180,6 +181,7 @@ def _serve(
     encoder: OwnEncoder, memory: NDArray[np.uint8], requests: BinaryIO, replies: BinaryIO
 ) -> None:
     """Answer requests until `pack` closes the pipe or ends."""
+    gc.freeze()  # the listing is not walked again and again, nor copied for that
     encoder.is_plain_only = True
     with suppress(EOFError):
         while True:
