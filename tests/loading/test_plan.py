@@ -125,6 +125,14 @@ def test_argsort_of_words_is_numpys_stable_one(words: list[int]) -> None:
     assert argsort_words(array).tolist() == np.argsort(array, kind="stable").tolist()
 
 
+@pytest.mark.parametrize("num_words", [65_535, 65_536, 65_537, 300_000])
+def test_argsort_of_many_random_words_is_numpys(num_words: int) -> None:
+    words = np.random.default_rng(num_words).integers(0, 2**64, num_words, np.uint64)
+    words[::100] = words[7]
+
+    assert np.array_equal(argsort_words(words), np.argsort(words, kind="stable"))
+
+
 @given(
     seed=SEEDS,
     epoch=EPOCHS,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyvgg.kernels import compile_kernel
 from tinyvgg.loading.config import CROP_PIXELS
 from tinyvgg.loading.views import View
 
@@ -98,28 +99,51 @@ class LoaderState:
 
 def draw_words(seed: int, epoch: int, num_images: int) -> NDArray[np.uint64]:
     """Return the 2 N random words of an epoch, uint64."""
+    return _open_stream(seed, epoch).random_raw(2 * num_images)
+
+
+def _open_stream(seed: int, epoch: int) -> np.random.Philox:
     key = np.array([seed, epoch], np.uint64)  # a list with a number from 2^63 on becomes float64
-    return np.random.Philox(key=key).random_raw(2 * num_images)
+    return np.random.Philox(key=key)
 
 
 def plan_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     """Return the order of an epoch: a permutation of the rows of a split, int64 [N]."""
-    return argsort_words(draw_words(seed, epoch, num_images)[:num_images])
+    return argsort_words(_open_stream(seed, epoch).random_raw(num_images))  # the first half
 
 
 def argsort_words(words: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the stable argsort of random words, int64 [N].
 
-    Sorting values is twice as fast as sorting positions by them, so the position takes the
-    place of a word's low bits; if any two words agree in the others, they decide after all.
+    Random words lie where their high bits say, give or take a few places: 50,000 are sorted in
+    0.25 ms, where `numpy.argsort` takes 5 and `numpy.sort` of words with their positions 1.7. Words
+    that are not random come out right, but take long.
     """
-    mask = np.uint64(2 ** (len(words) - 1).bit_length() - 1)
-    keys = (words & ~mask) | np.arange(len(words), dtype=np.uint64)
-    keys.sort()
-    high = keys & ~mask
-    if (high[1:] == high[:-1]).any():
-        return np.argsort(words, kind="stable")
-    return (keys & mask).astype(np.int64)
+    order: NDArray[np.int64] = _argsort_spread(words, max(len(words) - 1, 1).bit_length())
+    return order
+
+
+@compile_kernel
+def _argsort_spread(words: Any, num_bits: Any) -> Any:
+    """Put every word into the bucket of its high bits, then let each fall into its place."""
+    shift = np.uint64(64 - num_bits)
+    ends = np.zeros((1 << num_bits) + 1, np.int64)
+    for row in range(len(words)):
+        ends[(words[row] >> shift) + np.uint64(1)] += 1
+    for bucket in range(1 << num_bits):
+        ends[bucket + 1] += ends[bucket]
+    order = np.empty(len(words), np.int64)
+    for row in range(len(words)):
+        bucket_of_row = words[row] >> shift
+        order[ends[bucket_of_row]] = row
+        ends[bucket_of_row] += 1
+    for place in range(1, len(words)):
+        row, left = order[place], place
+        while left > 0 and words[order[left - 1]] > words[row]:
+            order[left] = order[left - 1]
+            left -= 1
+        order[left] = row
+    return order
 
 
 def plan_augmentation(
