@@ -1,10 +1,13 @@
-"""Pack: the whole command, beside its two ceilings and a Pillow loop.
+"""Pack: the whole command, beside its two ceilings and a Pillow loop, and its growth with cores.
 
     python -m benchmarks.pack SOURCE [--scratch FOLDER] [--repeats 5]
 
 SOURCE is a folder or zip of real images. Each window is one whole run over all of them, in a
 fresh process. The ceilings use the same functions on the same files: reading, decoding and
 SHA-256 on two threads without writing; writing and syncing the same bytes into the same folder.
+
+Growth: the command pinned to one core, and its start and listing there alone. The model of N cores
+is `start + (one core - start) / N`; the record holds what two cores do over what it says of two.
 """
 
 import argparse
@@ -28,6 +31,8 @@ from tinyvgg.packing.holdout import Holdout
 
 PIXELS = 64
 WRITE = "ceiling: write + fsync"
+ONE_CORE = "tinyvgg pack, one core"
+START = "its start and listing, one core"
 
 
 def count_images(source: str) -> int:
@@ -35,9 +40,16 @@ def count_images(source: str) -> int:
     return sum(len(images) for images in list_images(Path(source)).splits.values())
 
 
-def pack_command(source: str, scratch: str) -> Work:
+def pin(num_cores: int | None) -> None:
+    """Let this process, and those it starts, run on the first so many cores; None: on all."""
+    if num_cores is not None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_cores])
+
+
+def pack_command(source: str, scratch: str, num_cores: int | None = None) -> Work:
     """`tinyvgg pack SOURCE OUT` as a user types it, start of Python included."""
     num_images = count_images(source)
+    pin(num_cores)
 
     def work() -> int:
         out = Path(scratch) / "packed"
@@ -47,6 +59,30 @@ def pack_command(source: str, scratch: str) -> Work:
         return num_images
 
     return work
+
+
+def start_and_list(source: str, scratch: str, num_cores: int | None = None) -> Work:
+    """The same command until its first image: `--finish`, which lists, and finds no parts."""
+    num_images = count_images(source)
+    pin(num_cores)
+
+    def work() -> int:
+        out = str(Path(scratch) / "never")
+        words = [sys.executable, "-m", "tinyvgg.cli", "pack", source, out, "--finish"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert "pack the parts first" in done.stderr, done.stderr
+        return num_images
+
+    return work
+
+
+def predict(one_core: Measurement, start: Measurement, num_cores: int) -> Measurement:
+    """Return what the model says of more cores, repeat by repeat."""
+    windows = [
+        [1 / (1 / listed + (1 / packed - 1 / listed) / num_cores)]
+        for packed, listed in zip(one_core.repeats, start.repeats, strict=True)
+    ]
+    return Measurement(Arm(f"model of {num_cores} cores", ""), windows)
 
 
 def read_decode_hash(source: str, val_share: float | None = None) -> Work:
@@ -124,17 +160,22 @@ def main() -> None:
             Arm("ceiling: read + decode + SHA-256, 2 threads", "benchmarks.pack:read_decode_hash",
                 given, **whole),
             Arm(WRITE, "benchmarks.pack:write_sync", both, **whole),
+            Arm(ONE_CORE, "benchmarks.pack:pack_command", {**both, "num_cores": 1}, **whole),
+            Arm(START, "benchmarks.pack:start_and_list", {**both, "num_cores": 1}, **whole),
             Arm("Pillow loop, one array", "benchmarks.pack:pillow_loop", both,
                 window_sec=0.0, num_windows=1, min_warm_windows=0, ceiling=WRITE),
         ]  # fmt: skip
 
         def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
-            command, decode, write, pillow = measured.values()
+            command, decode, write, one_core, start, pillow = measured.values()
             slower = min(decode, write, key=lambda measurement: measurement.images_per_sec)
             return [
                 make_bar(command, slower, f"pack over the slower ceiling ({slower.arm.name})", 0.7),
+                make_bar(command, decode, "pack over read + decode + SHA-256", 0.75),
                 make_bar(command, pillow, "pack over the Pillow loop", 2),
-            ]
+                make_bar(command, predict(one_core, start, 2),
+                         "two cores over start + (one core - start) / 2", 0.9),
+            ]  # fmt: skip
 
         claim = "packing real images, the whole command, page cache warm"
         run_benchmark("pack", claim, arms, judge, options.repeats)

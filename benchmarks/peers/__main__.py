@@ -4,8 +4,9 @@
 
 SOURCE is what `benchmarks.jpeg` takes: real images of 64 x 64. What is done lies in DIR: the same
 command goes on where it was stopped, until every arm has its repeats or the minutes are over, and
-then writes the record. Arms that are slow (under 50,000 images/sec) run once, the others 3 times.
-A set is read from the disk once, by the proof, and from the page cache from then on.
+then writes the record; at another commit tinyvgg's own arms are measured again. Arms that are slow
+(under 50,000 images/sec) and have no bar run once, the others 3 times.
+A set is dropped from the page cache once it is written: the proof or the warm-up reads it again.
 """
 
 import argparse
@@ -29,13 +30,9 @@ from benchmarks.measure import (
     wait_until_idle,
     write_record,
 )
-from benchmarks.peers.contract import Contest, Peer
-from benchmarks.peers.results import write_page
+from benchmarks.peers.contract import MODULES, Contest, Peer
+from benchmarks.peers.results import is_of_us, split_name, write_page
 
-MODULES = (
-    "ours", "plain_torch", "image_folder", "ffcv", "dali_files", "spdl", "webdataset", "streaming",
-    "litdata", "huggingface", "grain", "lance",
-)  # fmt: skip
 CONTESTS: tuple[Contest, ...] = ("stored", "flip", "crop", "photographs", "convert")
 CEILINGS: dict[Contest, tuple[str, str]] = {  # target, the set it reads
     "stored": ("benchmarks.loaders:index_select", "raw64"),
@@ -71,7 +68,7 @@ def list_arms(
         once: dict[str, Any] = {}
         read: dict[str, Any] = {key: f"{work}/{name}"}
         if contest == "convert":
-            once = {"window_sec": 0.0, "num_windows": 1, "min_warm_windows": 0}
+            once = {"window_sec": 0.0, "num_windows": 1, "min_warm_windows": 1}
             read["val_share"] = 0.1  # as `ours.write`
         arms.append((contest, Arm(f"{contest}: ceiling", target, read, **once)))
     for module in MODULES:
@@ -126,6 +123,7 @@ def prepare_set(arm: Arm, work: Path) -> None:
     making = folder.with_name(folder.name + ".partial")
     run_words(arm, ["write", given["module"], str(source), str(making), given["encoding"]])
     making.rename(folder)
+    forget(folder)
 
 
 def forget(folder: Path) -> None:
@@ -165,13 +163,12 @@ def run_words(arm: Arm, words: list[str]) -> str:
     return done.stdout
 
 
-def measure_arm(arm: Arm, work: Path, state: dict[str, Any]) -> None:
+def measure_arm(arm: Arm, work: Path, state: dict[str, Any], commit: str) -> None:
     """Prove an arm once, then measure it once more; a failure is kept with its reason."""
-    kept = state.setdefault(arm.name, {"windows": [], "cpu": []})
+    kept = state.setdefault(arm.name, {"windows": [], "cpu": [], "commit": commit})
     try:
         if arm.target.endswith(":timed") and "proof" not in kept:
             prepare_set(arm, work)
-            forget(Path(arm.options["folder"]))  # the proof reads it again
             kept["proof"] = prove_arm(arm, work)
             if not kept["proof"]["is_right"]:
                 kept["failed"] = f"wrong images: {kept['proof']}"
@@ -183,6 +180,16 @@ def measure_arm(arm: Arm, work: Path, state: dict[str, Any]) -> None:
     kept["windows"].append(rates)
     kept["cpu"].append(cpu_sec)
     print(f"{arm.name}: {statistics.median(rates):,.0f} images/sec", file=sys.stderr, flush=True)
+
+
+def read_state(path: Path, commit: str) -> dict[str, Any]:
+    """Return what was measured before by arm, without tinyvgg's own of other commits."""
+    state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        name: kept
+        for name, kept in state.items()
+        if kept["commit"] == commit or not is_of_us(split_name(name)[1])
+    }
 
 
 def is_due(kept: dict[str, Any], repeat: int, *, is_pivot: bool) -> bool:
@@ -223,20 +230,23 @@ def main() -> None:  # noqa: C901
     started, work = time.monotonic(), Path(options.work)
     (work / "peers").mkdir(parents=True, exist_ok=True)
     prepare(Path(options.source), work)
+    for name in ("raw64", "jpeg64", "jpeg224"):
+        forget(work / name)
     arms, missing = list_arms(work, Path(options.environments), options.only)
     path = work / "state.json"
-    state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    machine = describe_machine()
+    state = read_state(path, machine["commit"])
     if not options.no_record:
         wait_until_idle()
-    machine = describe_machine()
     pivots = {"tinyvgg, torch", "tinyvgg, torch, JPEG", "ceiling"}
     for repeat in range(REPEATS):
-        for _, arm in arms:
-            is_pivot = arm.name.partition(": ")[2] in pivots
+        for contest, arm in arms:
+            title = split_name(arm.name)[1]
+            is_pivot = title in pivots or (contest, title) in BARS
             if time.monotonic() - started > 60 * options.minutes:
                 break
             if is_due(state.get(arm.name, {}), repeat, is_pivot=is_pivot):
-                measure_arm(arm, work, state)
+                measure_arm(arm, work, state, machine["commit"])
                 path.write_text(json.dumps(state))
     measured = {
         arm.name: Measurement(arm, state[arm.name]["windows"], state[arm.name]["cpu"])
@@ -247,8 +257,8 @@ def main() -> None:  # noqa: C901
         kept = state.get(arm.name, {})
         if not kept.get("windows"):
             why = kept.get("failed", "not reached in the minutes given")
-            contest, _, title = arm.name.partition(": ")
-            missing.append({"peer": title, "contest": contest, "reason": why})
+            of, title = split_name(arm.name)
+            missing.append({"peer": title, "contest": of, "reason": why})
     for name, measurement in measured.items():
         print(f"{name:<52}{measurement.images_per_sec:>14,.0f} images/sec")
     for lack in missing:
@@ -260,6 +270,7 @@ def main() -> None:  # noqa: C901
         "page cache warm, each arm proven over one epoch first"
     )
     machine["missing"] = missing
+    machine["commits"] = sorted({state[name]["commit"] for name in measured})
     machine["proofs"] = {name: state[name].get("proof") for name in measured}
     print(write_record("peers", claim, machine, measured, make_bars(measured)))
     write_page()

@@ -26,6 +26,10 @@ Contest = Literal["stored", "flip", "crop", "photographs", "convert"]
 Batches = Iterator[tuple["torch.Tensor", "torch.Tensor"]]
 OpenEpochs = Callable[[], Batches]
 Items = Sequence[tuple[Path, int]]  # JPEG files and labels, by class
+MODULES = (
+    "ours", "plain_torch", "image_folder", "ffcv", "dali_files", "spdl", "webdataset", "streaming",
+    "litdata", "huggingface", "grain", "lance",
+)  # fmt: skip
 PIXELS, LARGE, PAD = 64, 224, 4
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 SCALE = (1 / (255 * np.array(STD))).astype(np.float32)
@@ -37,12 +41,14 @@ class Variant(NamedTuple):
     """A way to use a peer that is measured.
 
     `encoding` says what `write` stored (raw pixels or JPEG); None: it needs no format of its own.
+    `levels_off`: how far off the mean of all pixels may be, where files are encoded again.
     """
 
     name: str
     contests: tuple[Contest, ...]
     encoding: str | None
     options: dict[str, Any]
+    levels_off: float = 0.0
 
 
 @dataclass(frozen=True)

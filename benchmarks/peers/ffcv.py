@@ -24,7 +24,9 @@ PEER = Peer(
     "ffcv",
     (
         Variant("FFCV, raw", ("stored", "flip", "crop", "convert"), "raw", {"workers": 2}),
-        Variant("FFCV, JPEG", ("flip", "photographs", "convert"), "jpeg", {"workers": 2}),
+        Variant(
+            "FFCV, JPEG", ("flip", "photographs", "convert"), "jpeg", {"workers": 2}, levels_off=1.0
+        ),
     ),
     unlike="JPEG: encoded again at quality 90, so other pixels; it compiles in every process, "
     "before what is timed; buffers are reused",

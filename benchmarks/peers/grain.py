@@ -23,7 +23,8 @@ PEER = Peer(
         Variant("Grain, raw", ("stored", "flip", "crop", "convert"), "raw", {"threads": 2}),
         Variant("Grain, JPEG", ("flip", "photographs", "convert"), "jpeg", {"threads": 2}),
     ),
-    unlike="one record a sample, read by threads; made for JAX",
+    unlike="one record a sample, read by threads; made for JAX; "
+    "conversion to JPEG copies the files and decodes none",
 )
 
 

@@ -23,7 +23,8 @@ PEER = Peer(
         Variant("Lance, raw", ("stored", "flip", "crop", "convert"), "raw", {}),
         Variant("Lance, JPEG", ("flip", "photographs", "convert"), "jpeg", {}),
     ),
-    unlike="`take` of random rows; it reads by threads of its own, so no processes",
+    unlike="`take` of random rows; it reads by threads of its own, so no processes; "
+    "conversion to JPEG copies the files and decodes none",
 )
 
 

@@ -1,11 +1,13 @@
 """Results: benchmarks/RESULTS.md and its picture, from the newest record named `peers`."""
 
+import importlib
 import json
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.measure import RECORDS, REPOSITORY
+from benchmarks.peers.contract import MODULES, Peer
 
 TITLES = {
     "stored": "uint8 as stored",
@@ -105,6 +107,22 @@ def tell_waits(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def tell_commits(machine: dict[str, Any]) -> str:
+    """Return at which other commits peers were measured, in brackets; nothing if at none."""
+    others = [commit[:8] for commit in machine.get("commits", ()) if commit != machine["commit"]]
+    return f" (some peers before, at {', '.join(others)})" if others else ""
+
+
+def tell_unlike(name: str) -> str:
+    """Return what differs in the work of the peer that an arm is of, in brackets."""
+    title = split_name(name)[1]
+    for module in MODULES:
+        peer: Peer = importlib.import_module(f"benchmarks.peers.{module}").PEER
+        if peer.unlike and title in {variant.name for variant in peer.variants}:
+            return f" ({peer.unlike})"
+    return ""
+
+
 def render(record: dict[str, Any]) -> str:
     """Return the page."""
     machine = record["machine"]
@@ -121,7 +139,8 @@ def render(record: dict[str, Any]) -> str:
         "",
         f"One run, {machine['num_cores']} cores of {machine['cpu']} "
         f"({', '.join(machine['cpu_flags'])}), torch {machine['torch']}, {machine['date'][:10]}, "
-        f"commit {machine['commit'][:8]}{'; the machine was busy' if machine['is_busy'] else ''}: "
+        f"commit {machine['commit'][:8]}{tell_commits(machine)}"
+        f"{'; the machine was busy' if machine['is_busy'] else ''}: "
         f"{record['claim']}. The number of times that tinyvgg is faster is in brackets; its "
         "interval, and every bar, in [RECORDS.md](RECORDS.md). The ceiling is what the same "
         "threads do without a loader; where it is exceeded it is no limit.",
@@ -130,7 +149,7 @@ def render(record: dict[str, Any]) -> str:
         "",
         "## What we are worse at, and what we did not reach",
         "",
-        *[f"* {bar['what']}: {bar['ratio']:.2f}" for bar in worse],
+        *[f"* {bar['what']}: {bar['ratio']:.2f}{tell_unlike(bar['baseline'])}" for bar in worse],
         *[f"* {bar['what']}: {bar['ratio']:.2f}, {bar['at_least']} wanted" for bar in unmet],
         *(["Nothing of the above."] if not worse + unmet else []),
         "",
@@ -151,7 +170,7 @@ def render(record: dict[str, Any]) -> str:
         "",
         "Each peer is one small file of [peers/](peers); its authors are invited to mend it. Its "
         "`unlike` says what differs from the others' work. "
-        "What does under 50,000 images/sec ran once.",
+        "What does under 50,000 images/sec, and has no bar, ran once.",
         "",
     ]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Forked processes encode what threads do: the same bytes and errors, and none is left."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 FORKED_PACK = (
-    "import sys; from tinyvgg.packing import forks; forks.MIN_IMAGES = 0; "
+    "import sys; from tinyvgg.packing import forks; forks.IMAGES_EACH = 1; "
     "from tinyvgg.cli import main; sys.exit(main())"
 )
 
@@ -42,7 +43,7 @@ def jpegs(tmp_path: Path) -> Path:
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Fork for any set; of every block that is asked for, whether a process encoded it."""
-    monkeypatch.setattr(forks, "MIN_IMAGES", 0)
+    monkeypatch.setattr(forks, "IMAGES_EACH", 1)
     forked: list[bool] = []
     ask = forks._Process.encode
 
@@ -65,7 +66,7 @@ def test_processes_and_threads_give_the_same_bytes(
     source = zip_folder(jpegs, out.with_name("x.zip")) if in_zip else jpegs
     given = {"shard_size": 100, "encoding": encoding}
     with monkeypatch.context() as without:
-        without.setattr(forks, "MIN_IMAGES", 10**9)
+        without.setattr(forks, "IMAGES_EACH", 10**9)
         pack(source, out.with_name("expected"), **given)
     assert blocks == []
 
@@ -121,15 +122,75 @@ def test_small_sets_and_scaled_ones_are_packed_by_threads(
     jpegs: Path, out: Path, blocks: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack(jpegs, out, resize=16)
-    monkeypatch.setattr(forks, "MIN_IMAGES", 361)
+    monkeypatch.setattr(forks, "IMAGES_EACH", 361)
     pack(jpegs, out.with_name("other"))
 
     assert blocks == []
 
 
+@pytest.mark.parametrize("num_started", [0, 1])
+def test_threads_do_what_processes_that_cannot_be_started_would(
+    jpegs: Path, out: Path, blocks: list[bool], monkeypatch: pytest.MonkeyPatch, num_started: int
+) -> None:
+    files = {path.name for path in Path("/proc/self/fd").iterdir()}
+    pids: list[int] = []
+    fork = os.fork
+
+    def fork_some() -> int:
+        if len(pids) == num_started:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        pids.append(fork())
+        return pids[-1]
+
+    monkeypatch.setattr(os, "fork", fork_some)
+    pack(jpegs, out, workers=3, shard_size=100)
+
+    assert bool(blocks) == bool(num_started)
+    assert len(list(out.glob("train-*.npy"))) == 2 * 3
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} == files
+
+
+def test_large_files_and_recoded_ones_are_the_threads(
+    jpegs: Path, out: Path, blocks: list[bool]
+) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (32, 32, 3), np.uint8)
+    write_image(jpegs / "train/ant/zzz.png", pixels)
+    large = Image.new("RGB", (1025, 1024), (9, 90, 200))
+    large.save(jpegs / "train/bee/zzz.jpg")
+
+    manifest = pack(jpegs, out, encoding="jpeg", recode=95)
+
+    assert blocks.count(False) == 2
+    assert manifest.split("train").num_images == 302
+    recoded = manifest.split("train").recoded
+    assert recoded is not None
+    assert [file.path for file in recoded] == ["train/ant/zzz.png"]
+
+
+def test_bad_files_are_skipped_as_without_processes(
+    jpegs: Path, out: Path, blocks: list[bool]
+) -> None:
+    path = jpegs / "train/bee/007.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+
+    manifest = pack(jpegs, out, on_bad="skip")
+
+    assert manifest.split("train").num_images == 299
+    assert False in blocks
+    assert True in blocks
+
+
 def list_children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(word) for word in text.split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return text.rpartition(")")[2].split()[0] != "Z"
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -169,7 +230,7 @@ def test_no_process_outlives_its_pack(many: Path, out: Path, number: signal.Sign
 
     assert process.returncode
     assert b"Traceback" not in errors
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+    wait_until(lambda: not any(map(is_running, children)))
 
 
 @pytest.mark.slow
@@ -182,5 +243,5 @@ def test_what_a_killed_process_had_to_do_is_done_by_a_thread(many: Path, out: Pa
     _, errors = process.communicate(timeout=120)
 
     assert process.returncode == 0
-    assert b"a decoding process of pack was ended" in errors
+    assert b"a decoding process of pack ended with status -9" in errors.replace(b"\n", b" ")
     assert contents(out) == contents(out.with_name("expected"))

@@ -118,7 +118,8 @@ class RawEncoder:
         resize: whether images are scaled to that size.
 
     Attributes:
-        is_plain_only: whether what is no plain JPEG file of at most `SMALL_PIXELS` is bad.
+        is_plain_only: whether what is no plain JPEG file of at most `SMALL_PIXELS` is bad, and ends
+            its block.
         has_plain_images: whether there can be any of those.
     """
 
@@ -148,6 +149,8 @@ class RawEncoder:
                 decode_image(data, pixels, resize=self.resize, is_plain_only=self.is_plain_only)
             except (DatasetError, OSError, MemoryError) as error:
                 _note(block, image, error)
+                if self.is_plain_only:
+                    return block
         block.sums = sum_channels(images)
         return block
 
@@ -179,7 +182,8 @@ class JpegEncoder:
     """JPEG files, as they are.
 
     Memory: `KEPT_BYTES` of files over all blocks, 3 MiB of pixels a block, one more file of at most
-    `trees.MAX_FILE_BYTES` a thread and a writer, and `decode_memory` for large images.
+    `trees.MAX_FILE_BYTES` a thread and a writer, and `decode_memory` for large images. A block that
+    a process hands over (`forks`) is there twice meanwhile.
 
     Args:
         source: that the files are read from.
@@ -215,6 +219,8 @@ class JpegEncoder:
                 pixels.add(data, size)
             except (DatasetError, OSError, MemoryError) as error:
                 _note(block, image, error)
+                if self.is_plain_only:
+                    return block
                 continue
             if reason:
                 block.recoded.append((image, reason))

@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,9 @@ from tinyvgg.packing.folders import SourceImage
 from tinyvgg.packing.interrupts import signals_held
 from tinyvgg.shards.manifest import ShardRecord
 
-MIN_IMAGES = 4096  # of which processes save more than the 20 ms that starting them takes
-MAX_LEFT = 8  # blocks that a process may leave, until the set is taken for one of other files
+IMAGES_EACH = 2048  # that a process saves 20 ms and more of; starting it takes 10
+MAX_PROCESSES = 64  # each keeps two files open
+MAX_LEFT = 8  # blocks in a row that a process leaves, until the set is taken for one of other files
 OwnEncoder = RawEncoder | JpegEncoder
 NO_BUFFER = np.empty(0, np.uint8)
 
@@ -51,21 +52,28 @@ def forking(encoder: OwnEncoder, num_processes: int, num_images: int) -> Iterato
         num_processes: as many as threads that ask for blocks.
         num_images: that it will be asked for.
     """
+    num_processes = min(num_processes, MAX_PROCESSES, num_images // IMAGES_EACH)
     # elsewhere a process with threads may not be forked, and a spawned one takes 0.4 s to start
-    if sys.platform != "linux" or num_images < MIN_IMAGES or not encoder.has_plain_images:
+    if sys.platform != "linux" or num_processes == 0 or not encoder.has_plain_images:
         yield encoder
         return
     with ExitStack() as stack:
-        yield ForkedEncoder(encoder, num_processes, stack)
+        chosen: Encoder = encoder
+        with suppress(OSError):  # no memory to share
+            chosen = ForkedEncoder(encoder, num_processes, stack)
+        yield chosen
 
 
 class ForkedEncoder:
-    """Has blocks encoded in processes.
+    """Has blocks encoded in processes, or by the thread that asks where none is idle.
 
     Args:
         encoder: what they are encoded by.
-        num_processes: that are forked.
+        num_processes: that are forked, or fewer if the system has no more.
         stack: ends them when it is left.
+
+    Raises:
+        OSError: there is no memory to share.
     """
 
     def __init__(self, encoder: OwnEncoder, num_processes: int, stack: ExitStack) -> None:
@@ -77,10 +85,11 @@ class ForkedEncoder:
         self.memory: NDArray[np.uint8] = np.frombuffer(shared, np.uint8).reshape(shape)
         self.unused: list[NDArray[np.uint8]] = list(self.memory)
         self.idle: SimpleQueue[_Process] = SimpleQueue()
-        for _ in range(num_processes):
-            process = _Process(encoder, self.memory)
-            stack.callback(process.close)
-            self.idle.put(process)
+        with signals_held(), suppress(OSError, RuntimeError):  # RuntimeError: filelock's, of a fork
+            for _ in range(num_processes):
+                process = _Process(encoder, self.memory)
+                stack.callback(process.close)
+                self.idle.put(process)
 
     def new_buffer(self) -> NDArray[np.uint8]:
         """Return a buffer for one block, at most `num_buffers` times."""
@@ -95,9 +104,12 @@ class ForkedEncoder:
             try:
                 block = process.encode(rows, place)
             except (OSError, EOFError, pickle.UnpicklingError):
-                logger.warning("a decoding process of pack was ended; a thread does its work")
+                logger.warning(
+                    "a decoding process of pack ended with status %d; a thread does its work",
+                    process.close(),
+                )
             else:
-                process.num_left += block is None
+                process.num_left = process.num_left + 1 if block is None else 0
                 if process.num_left < MAX_LEFT:
                     self.idle.put(process)
         if block is None:
@@ -125,29 +137,25 @@ class _Process:
         memory: of all buffers, shared.
 
     Attributes:
-        num_left: blocks that it has left to the threads.
+        num_left: blocks in a row that it has left to the threads.
+
+    Raises:
+        OSError, RuntimeError: no other process can be started now.
     """
 
     def __init__(self, encoder: OwnEncoder, memory: NDArray[np.uint8]) -> None:
         self.num_left = 0
-        their_requests, requests = os.pipe()
-        replies, their_replies = os.pipe()
-        with signals_held():  # in the process they are held for good
-            self.pid = os.fork()
-            if self.pid == 0:
-                try:
-                    _close_others({their_requests, their_replies, *encoder.source.tree.descriptors})
-                    with (
-                        os.fdopen(their_requests, "rb") as asked,
-                        os.fdopen(their_replies, "wb") as said,
-                    ):
-                        _serve(encoder, memory, asked, said)
-                finally:
-                    os._exit(0)
-        os.close(their_requests)
-        os.close(their_replies)
-        self.requests: BinaryIO = os.fdopen(requests, "wb")
-        self.replies: BinaryIO = os.fdopen(replies, "rb")
+        with ExitStack() as opened:  # closed if no process comes of it
+            requests, replies = (_open_pipe(opened) for _ in range(2))
+            with signals_held():  # in the process they are held for good
+                self.pid = os.fork()
+                if self.pid == 0:
+                    _run_process(encoder, memory, requests, replies)
+            opened.pop_all()
+        os.close(requests.reader)
+        os.close(replies.writer)
+        self.requests: BinaryIO = os.fdopen(requests.writer, "wb")
+        self.replies: BinaryIO = os.fdopen(replies.reader, "rb")
 
     def encode(self, rows: Sequence[SourceImage], place: int) -> Block | None:
         """Return a block whose pixels are in a buffer; None: a thread has to encode it.
@@ -160,13 +168,47 @@ class _Process:
         block: Block | None = pickle.load(self.replies)
         return block
 
-    def close(self) -> None:
-        """Let the process end, and wait for that."""
+    def close(self) -> int:
+        """Let the process end, and wait for that; return its status, of a signal with a minus."""
+        with suppress(OSError, ValueError):  # it has ended; it was told before
+            pickle.dump(None, self.requests)
         for pipe in (self.requests, self.replies):
             with suppress(OSError):  # what was not yet written to one that has ended
                 pipe.close()
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        with suppress(ChildProcessError):  # another one has waited for it
+            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return 0
+
+
+class _Pipe(NamedTuple):
+    """The descriptors of a pipe's ends."""
+
+    reader: int
+    writer: int
+
+
+def _open_pipe(opened: ExitStack) -> _Pipe:
+    pipe = _Pipe(*os.pipe())
+    for end in pipe:
+        opened.callback(os.close, end)
+    return pipe
+
+
+def _run_process(
+    encoder: OwnEncoder, memory: NDArray[np.uint8], requests: _Pipe, replies: _Pipe
+) -> NoReturn:
+    """Be a process, and end it."""
+    status = 1
+    try:
+        sys.stderr = sys.stdout = None  # what they stand for may be locked by a thread of `pack`
+        os.close(requests.writer)
+        os.close(replies.reader)
+        _close_others({requests.reader, replies.writer, *encoder.source.tree.descriptors})
+        with os.fdopen(requests.reader, "rb") as asked, os.fdopen(replies.writer, "wb") as said:
+            _serve(encoder, memory, asked, said)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def _close_others(kept: set[int]) -> None:
@@ -180,15 +222,16 @@ def _close_others(kept: set[int]) -> None:
 def _serve(
     encoder: OwnEncoder, memory: NDArray[np.uint8], requests: BinaryIO, replies: BinaryIO
 ) -> None:
-    """Answer requests until `pack` closes the pipe or ends."""
+    """Answer requests until the one for the end, or until `pack` ends."""
     gc.freeze()  # the listing is not walked again and again, nor copied for that
     encoder.is_plain_only = True
     with suppress(EOFError):
-        while True:
-            rows, place = pickle.load(requests)
+        while (request := pickle.load(requests)) is not None:
+            rows, place = request
             block: Block | None = None
             with suppress(OSError):
                 block = encoder.encode(rows, memory[place])
                 block = None if block.bad_files else replace(block, buffer=NO_BUFFER)
             pickle.dump(block, replies)
             replies.flush()
+            del block, request, rows  # not held while it waits
