@@ -86,7 +86,7 @@ records: setup
 peers: setup
 	$(BIN)/python -m benchmarks.peers.install $(PEERS)
 
-# Ratios of speeds that must hold on any machine; CI does not run it yet.
+# Ratios of speeds that must hold on any machine.
 gate: setup
 	$(BIN)/python -m benchmarks.gate
 

@@ -56,6 +56,7 @@ class Arm:
         window_sec: least length of a window.
         num_windows: measured in each process after the warm-up.
         min_warm_windows: windows thrown away at least; 0 for whole commands.
+        max_warm_sec: after which windows count, whether they agree or not.
         environment: variables to set before the process starts.
         ceiling: name of the arm that bounds this one, for its share of what is possible.
         flop_per_image: floating-point operations that an image costs, where that says something.
@@ -69,6 +70,7 @@ class Arm:
     window_sec: float = 0.5
     num_windows: int = 5
     min_warm_windows: int = 2
+    max_warm_sec: float = 30
     environment: dict[str, str] = field(default_factory=dict)
     ceiling: str | None = None
     flop_per_image: float | None = None
@@ -152,7 +154,9 @@ def run_arm(arm: Arm) -> tuple[list[float], float]:
     warm: list[float] = []
     started = time.perf_counter()
     while len(warm) < arm.min_warm_windows or (
-        arm.min_warm_windows and not _agree(warm[-3:]) and time.perf_counter() - started < 30
+        arm.min_warm_windows
+        and not _agree(warm[-3:])
+        and time.perf_counter() - started < arm.max_warm_sec
     ):
         warm.append(time_window(work, arm.window_sec))
     num_images = 0

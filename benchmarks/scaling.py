@@ -1,6 +1,6 @@
 """Scaling: cost of an image as one thing grows: images, batch, pixels, threads, ranks, memory.
 
-    python -m benchmarks.scaling PACKED [--photographs FOLDER] [--repeats 5]
+    python -m benchmarks.scaling PACKED [--photographs FOLDER] [--repeats 3]
 
 Cropped, flipped, normalized float32 batches of backend torch. Data sets of 1,000 to 1,000,000
 images are the mapped shards of PACKED, cut short or repeated, so the largest one does not need
@@ -127,16 +127,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("packed", type=os.path.abspath)
     parser.add_argument("--photographs", type=os.path.abspath, help="adds the growth with pixels")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
 
     def arm(name: str, function: str, window_sec: float = 1.0, **given: Any) -> Arm:
         given = {"packed": options.packed, **given}
-        return Arm(name, f"benchmarks.scaling:{function}", given, window_sec, num_windows=3)
+        return Arm(name, f"benchmarks.scaling:{function}", given, window_sec, num_windows=3,
+                   max_warm_sec=4)  # fmt: skip
 
     def sized(name: str, num_images: int, batch_size: int) -> Arm:
         given = {"num_images": num_images, "batch_size": batch_size}
-        return arm(name, "load_scaled", max(1.0, num_images / 100_000), **given)
+        return arm(name, "load_scaled", max(1.0, num_images / 300_000), **given)
 
     with tempfile.TemporaryDirectory() as scratch:
         arms = [
