@@ -358,6 +358,7 @@ def list_arms(work: Path, source: Path, ffcv: str | None) -> list[Arm]:
             target,
             options,
             num_windows=3 if is_slow else 5,
+            max_warm_sec=4,
             bytes_per_image=size_of[sizes] if sizes else None,
         )
 
@@ -395,6 +396,7 @@ def list_arms(work: Path, source: Path, ffcv: str | None) -> list[Arm]:
                     f"FFCV, JPEG mode, {name}",
                     f"{module}:ffcv_loader",
                     {"beton": str(beton), "size": size},
+                    max_warm_sec=4,
                     python=ffcv,
                     bytes_per_image=beton.stat().st_size / (50_000 if size is None else 1_776),
                 )
