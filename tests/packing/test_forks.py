@@ -202,9 +202,10 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def start_forked(*words: object) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-c", FORKED_PACK, "pack", *map(str, words)]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
+    return subprocess.Popen(  # a job in the background ignores SIGINT
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 @pytest.fixture
