@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Arm, Measurement, make_bar, run_benchmark
-from benchmarks.pack import count_images
+from benchmarks.pack import count_images, predict
 from tinyvgg.bench.windows import Work
 from tinyvgg.packing.config import PackConfig
 
@@ -121,17 +121,16 @@ def pack_by(source: str, scratch: str, engine: Any) -> Work:
     return work
 
 
-def foretell(measured: dict[str, Measurement], num_hosts: int) -> Measurement:
-    """Return the parts of N hosts as the model has them, from each repeat of one core."""
-    one, again = (measured[name].repeats for name in (ONE, AGAIN))
-    rates = [1 / (1 / b + (1 / a - 1 / b) / num_hosts) for a, b in zip(one, again, strict=True)]
-    arm = Arm(f"model of {num_hosts} parts", "benchmarks.hosts:foretell", {"num_hosts": num_hosts})
-    return Measurement(arm, [[rate] for rate in rates])
-
-
 def judge(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
     """Return the bars."""
-    bars = [make_bar(measured[TWO], foretell(measured, 2), "two parts over the model of two", 0.9)]
+    bars = [
+        make_bar(
+            measured[TWO],
+            predict(measured[ONE], measured[AGAIN], 2),
+            "two parts over the model of two",
+            0.9,
+        )
+    ]
     if RAY in measured:
         bars.append(make_bar(measured[RAY], measured[THREADS], "Ray over threads", 0.85))
     return bars

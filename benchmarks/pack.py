@@ -77,7 +77,7 @@ def start_and_list(source: str, scratch: str, num_cores: int | None = None) -> W
 
 
 def predict(one_core: Measurement, start: Measurement, num_cores: int) -> Measurement:
-    """Return what the model says of more cores, repeat by repeat."""
+    """Return what `start + (one core - start) / N` says of more cores, repeat by repeat."""
     windows = [
         [1 / (1 / listed + (1 / packed - 1 / listed) / num_cores)]
         for packed, listed in zip(one_core.repeats, start.repeats, strict=True)

@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.loaders import endless
 from benchmarks.measure import Arm, run_benchmark
+from benchmarks.pack import pin
 from benchmarks.ranks import run_on
 from benchmarks.throttled import drop_pages
 from tinyvgg.bench.machine import count_cores
@@ -78,7 +79,7 @@ def load_scaled(packed: str, num_images: int, batch_size: int) -> Work:
 
 def load_on_threads(packed: str, num_threads: int) -> Work:
     """The same on so many threads, each with a core."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_threads])
+    pin(num_threads)
     torch.set_num_threads(num_threads)
     return load_scaled(packed, 50_000, 256)
 

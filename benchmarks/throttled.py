@@ -33,13 +33,11 @@ def throttle(folder: Path, megabytes_per_sec: int) -> None:
 
 
 def drop_pages(folder: Path) -> None:
-    """Drop a folder's files from the page cache; none of them may be mapped."""
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+    """Drop all files below a folder from the page cache; none may be mapped, or to be written."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_throttled(packed: str, megabytes_per_sec: int) -> Work:

@@ -32,6 +32,7 @@ from benchmarks.measure import (
 )
 from benchmarks.peers.contract import MODULES, Contest, Peer
 from benchmarks.peers.results import is_of_us, split_name, write_page
+from benchmarks.throttled import drop_pages
 
 CONTESTS: tuple[Contest, ...] = ("stored", "flip", "crop", "photographs", "convert")
 CEILINGS: dict[Contest, tuple[str, str]] = {  # target, the set it reads
@@ -133,10 +134,7 @@ def forget(folder: Path) -> None:
     is 1.1 times as fast where it does.
     """
     os.sync()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    drop_pages(folder)
 
 
 def prove_arm(arm: Arm, work: Path) -> dict[str, Any]:
@@ -203,7 +201,7 @@ def make_bars(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
     """Return tinyvgg over every peer of a contest, repeats paired as far as both have them."""
     bars = []
     for name, other in measured.items():
-        contest, _, title = name.partition(": ")
+        contest, title = split_name(name)
         pivot_name = "tinyvgg, torch, JPEG" if contest == "photographs" else "tinyvgg, torch"
         pivot = measured.get(f"{contest}: {pivot_name}")
         if pivot is None or title in ("ceiling", pivot_name):
@@ -253,12 +251,12 @@ def main() -> None:  # noqa: C901
         for _, arm in arms
         if state.get(arm.name, {}).get("windows")
     }
-    for _, arm in arms:
+    for contest, arm in arms:
         kept = state.get(arm.name, {})
         if not kept.get("windows"):
             why = kept.get("failed", "not reached in the minutes given")
-            of, title = split_name(arm.name)
-            missing.append({"peer": title, "contest": of, "reason": why})
+            title = split_name(arm.name)[1]
+            missing.append({"peer": title, "contest": contest, "reason": why})
     for name, measurement in measured.items():
         print(f"{name:<52}{measurement.images_per_sec:>14,.0f} images/sec")
     for lack in missing:

@@ -51,9 +51,10 @@ class Block:
     """Images of a block as they will be stored, and what was learned on the way.
 
     Attributes:
-        files: of a JPEG shard; the pixels of a raw one are in the first rows of the buffer.
         num_images: in it, bad ones included.
-        buffer: borrowed, to be given back when the content was written.
+        buffer: borrowed, to be given back when the block was written; the pixels of a raw shard are
+            in its first rows.
+        files: of a JPEG shard.
         sums: int64 [2, 3]: of x and of x * x, per channel, over all pixels.
         num_pixels: behind the sums.
         sizes: (height, width) of its images; two of them if there are more.

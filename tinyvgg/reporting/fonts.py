@@ -61,7 +61,7 @@ def _list_characters(path: str) -> frozenset[int]:
 
 def choose_fonts(names: Iterable[str]) -> list[str]:
     """Return the families in which texts are drawn; one line is logged for what none has."""
-    missing = {ord(character) for name in names for character in name if character > " "}
+    missing = _list_letters(names)
     families = []
     for family, path in _list_installed():
         if family == DEFAULT or missing & _list_characters(path):
@@ -75,11 +75,16 @@ def choose_fonts(names: Iterable[str]) -> list[str]:
 
 def find_font_file(names: Iterable[str]) -> str:
     """Return the path of the one font that has most of some texts; what it lacks is said."""
-    wanted = {ord(character) for name in names for character in name if character > " "}
+    wanted = _list_letters(names)
     paths = [path for _, path in _list_installed()]
     best = max(paths, key=lambda path: len(wanted & _list_characters(path)))
     _say_missing(wanted - _list_characters(best))
     return best
+
+
+def _list_letters(names: Iterable[str]) -> set[int]:
+    """Return the characters of some texts that a font has to draw."""
+    return {ord(character) for name in names for character in name if character > " "}
 
 
 def _say_missing(missing: set[int]) -> None:
