@@ -117,7 +117,7 @@ def render_rates(record: dict[str, Any]) -> list[str]:
                 for _, key, factor, unit in extra
             )
         )
-    return [*lines, "", *render_bars(record), *render_slopes(record)]
+    return [*lines, "", *render_bars(record), *render_slopes(record), *render_crossings(record)]
 
 
 def render_slopes(record: dict[str, Any]) -> list[str]:
@@ -128,6 +128,26 @@ def render_slopes(record: dict[str, Any]) -> list[str]:
     return [
         f"The cost of an image grows with a power of each (0: not at all; pixels a side: 2 is that "
         f"of their number; threads and ranks: -1 is a fair share): {slopes}.",
+        "",
+    ]
+
+
+def render_crossings(record: dict[str, Any]) -> list[str]:
+    """Return where raw and JPEG shards of record `jpeg` are equally fast, none for others."""
+    if record["name"] != "jpeg":
+        return []
+    arms = {arm["name"]: arm for arm in record["arms"]}
+    crossings = (
+        f"{arms[jpeg]['images_per_sec'] * arms[raw]['bytes_per_image'] / 1e9:.2f} GB/s ({pixels})"
+        for pixels, jpeg, raw in (
+            ("64 pixels", "torch, JPEG, 64", "torch, raw, 64"),
+            ("224, stored at 256", "torch, JPEG, 224", "torch, raw at 256, 224"),
+        )
+    )
+    return [
+        "Raw shards deliver more images from storage that gives more than "
+        f"{' and '.join(crossings)}; JPEG shards from a slower one (computed: images/sec of JPEG x "
+        "bytes of a raw image).",
         "",
     ]
 
