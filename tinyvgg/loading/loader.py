@@ -15,6 +15,7 @@ from tinyvgg.errors import ShardError
 from tinyvgg.loading.batch import Batch, BatchSource, Normalization, resize_images
 from tinyvgg.loading.config import LoaderConfig, read_size
 from tinyvgg.loading.plan import EpochPlanner, LoaderState
+from tinyvgg.loading.readahead import open_readahead
 from tinyvgg.loading.views import View, find_shown_size
 from tinyvgg.ranks import find_rank
 from tinyvgg.shards.store import Split
@@ -77,6 +78,8 @@ class Loader:
                 f"batch_size must be at most {split.num_images:,}, the images of split "
                 f"{split.name!r}, got {self.batch_size:,}"
             )
+        is_mapped = backend != "resident"
+        self.readahead = open_readahead(split) if is_mapped and self.plan.shuffle else None
         self.normalization = normalization
         self.stored_size = stored_size
         self.set_size(config.size)
@@ -164,7 +167,10 @@ class Loader:
         if self.source is None:
             raise ValueError("loader is closed; open another one")
         size = self.image_size
-        for step, batch in enumerate(self.source.batches(self.plan, state, size)):
+        batches = self.source.batches(self.plan, state, size)
+        if self.readahead is not None:
+            batches = self.readahead.follow(planned.rows, batches)
+        for step, batch in enumerate(batches):
             self.state = state.after(planned, step)
             batch.images = resize_images(batch.images, min(size))
             yield batch

@@ -10,7 +10,6 @@ was asked for by name and cannot run is an error.
 import importlib.util
 import logging
 import os
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from tinyvgg.errors import BackendUnavailable, ShardError
 from tinyvgg.loading.batch import DTYPES, BatchSource, Normalization, PixelPass, channel_triple
 from tinyvgg.loading.config import LoaderConfig
+from tinyvgg.loading.host_memory import find_free_memory
 from tinyvgg.loading.loader import Loader
 from tinyvgg.loading.pinned import PinnedSource
 from tinyvgg.loading.resident import ResidentSource
@@ -212,12 +212,10 @@ def count_pixel_bytes(split: Split) -> int:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Return what is free on a CUDA device; elsewhere half of the memory that the host has."""
+    """Return what is free on a CUDA device; elsewhere half of what is free on the host."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if not hasattr(os, "sysconf"):  # Windows
-        return sys.maxsize
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return find_free_memory() // 2
 
 
 def _gib(num_bytes: int) -> str:

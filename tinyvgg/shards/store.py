@@ -237,6 +237,22 @@ class Split:
         return np.concatenate(addresses) if addresses else np.zeros(0, np.int64)
 
     @cached_property
+    def row_bytes(self) -> NDArray[np.int64]:
+        """Bytes of every row as it is stored, int64 [num_images]."""
+        num_bytes = [
+            np.full(len(shard.images), shard.images.strides[0])
+            if shard.offsets is None
+            else np.diff(shard.offsets)
+            for shard in self.shards
+        ]
+        return np.concatenate(num_bytes) if num_bytes else np.zeros(0, np.int64)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of all its rows; what is mapped once counts once."""
+        return sum({s.images.ctypes.data: s.images.nbytes for s in self.shards}.values())
+
+    @cached_property
     def sizes(self) -> NDArray[np.int32]:
         """Height and width of every image, int32 [num_images, 2]."""
         sizes = [
