@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,12 @@ def plot_scaling(record: dict[str, Any], path: Path) -> None:
         option = GROWTH[title][1]
         if option is None:
             labels = [arm["name"].partition(": ")[2] for arm in arms]
-            axes.bar([label.replace(" ", "\n", 1) for label in labels], costs, width=0.5)
+            drawn = axes.barh([fill(label, 22) for label in labels], costs, log=True)
+            axes.bar_label(drawn, [f" {cost:,.0f}" for cost in costs], fontsize=7)
+            axes.set_xlim(left=1, right=5 * max(costs))
+            axes.invert_yaxis()
             axes.tick_params(labelsize=7)
+            axes.set_xlabel(f"µs per image, by {title}")
         else:
             sizes = [int(arm["options"][option]) for arm in arms]
             axes.plot(sizes, costs, marker="o")
@@ -115,8 +120,8 @@ def plot_scaling(record: dict[str, Any], path: Path) -> None:
                 axes.set_xscale("log")
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
             axes.minorticks_off()
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel(title)
-        axes.set_ylabel("µs per image")
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel(title)
+            axes.set_ylabel("µs per image")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
