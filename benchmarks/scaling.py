@@ -8,8 +8,9 @@ more disk or memory than PACKED. A window spans at least one epoch: planning the
 of the cost. Photographs, which are packed at several sizes, are what `benchmarks.jpeg` makes.
 
 Memory: PACKED from the page cache; PACKED after its pages were dropped; PACKED by a process that
-may use MEMORY_SHARE of its size as cache (cgroup v1, root), rows shuffled over all of it: as the
-loader reads it then, image by image ahead, and by what the system reads around missing pages.
+may hold no more than half of its size and 128 MiB for batches and plans (cgroup v1, root), rows
+shuffled over all of it: as the loader reads it then, image by image ahead, and by what the system
+reads around missing pages, which is a setting of the disk.
 """
 
 import argparse
@@ -41,7 +42,7 @@ COUNTS = (1_000, 10_000, 100_000, 1_000_000)
 BATCH_SIZES = (16, 64, 256, 1024)
 PIXELS = (32, 64, 128, 224)
 MEMORY, MEMORY_SHARE = Path("/sys/fs/cgroup/memory"), 0.5
-BUFFER_BYTES = 128 * 2**20  # of batches and plans, which a limit has to leave room for
+BUFFER_BYTES = 128 * 2**20  # of batches and plans
 
 
 def repeat_split(split: Split, num_images: int) -> Split:
@@ -111,20 +112,37 @@ def load_cold(packed: str) -> Work:
     return work
 
 
-def load_in_little_memory(packed: str, is_ahead: bool) -> Work:
-    """Batches in a process whose page cache holds a part of the set.
+def find_limit(packed: str) -> int:
+    """Return the bytes that a process may hold which cannot keep the set in the page cache."""
+    return int(MEMORY_SHARE * open_dataset(packed).train.mapped_bytes) + BUFFER_BYTES
 
-    A loader that was opened before knows of no limit, and leaves reading to the system.
-    """
+
+def find_readahead_kib(packed: str) -> int:
+    """Return what the system reads around a missing page of a file, KiB; 0 where it says none."""
+    device = Path(packed).stat().st_dev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    settings = (folder / "queue" / "read_ahead_kb" for folder in (block, block.parent))
+    return next((int(path.read_text()) for path in settings if path.exists()), 0)
+
+
+def load_in_little_memory(packed: str, is_ahead: bool) -> Work:
+    """Batches in a process whose page cache holds a part of the set."""
     group = MEMORY / "tinyvgg-scaling"
     group.mkdir(exist_ok=True)
-    num_bytes = sum(path.stat().st_size for path in Path(packed).iterdir())
-    opened_before = load_scaled(packed, 50_000, 256)
+    limit = find_limit(packed)
     drop_pages(Path(packed))
-    limit = int(MEMORY_SHARE * num_bytes) + BUFFER_BYTES  # what the process has stays uncounted
-    (group / "cgroup.procs").write_text(str(os.getpid()))
+    (group / "cgroup.procs").write_text(str(os.getpid()))  # what it has by now stays uncounted
     (group / "memory.limit_in_bytes").write_text(str(limit))
-    return load_scaled(packed, 50_000, 256) if is_ahead else opened_before
+    loader = open_loader(packed, "train", LoaderConfig(backend="torch", batch_size=256))
+    assert loader.readahead is not None
+    if not is_ahead:
+        loader.readahead = None
+    batches = endless(loader)
+
+    def work() -> int:
+        return sum(next(batches).num_valid for _ in range(16))
+
+    return work
 
 
 def main() -> None:
@@ -161,8 +179,10 @@ def main() -> None:
         arms.append(arm("memory: page cache", "load_scaled", num_images=50_000, batch_size=256))
         arms.append(arm("memory: dropped before each epoch", "load_cold", 0.1))
         if os.geteuid() == 0 and (MEMORY / "memory.limit_in_bytes").exists():
-            for is_ahead, how in ((True, "image by image, ahead"), (False, "around missing pages")):
-                name = f"memory: cache for {MEMORY_SHARE:.0%} of the set, read {how}"
+            held = f"of {MEMORY_SHARE} of the set and {BUFFER_BYTES >> 20} MiB"
+            around = f"around missing pages ({find_readahead_kib(options.packed):,} KiB)"
+            for is_ahead, how in ((True, "image by image, ahead"), (False, around)):
+                name = f"memory: {held}, read {how}"
                 arms.append(arm(name, "load_in_little_memory", is_ahead=is_ahead))
         claim = "backend torch, crop + flip + normalize, float32, on a CPU device, by size"
         run_benchmark("scaling", claim, arms, lambda measured: [], options.repeats)

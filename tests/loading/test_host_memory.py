@@ -25,8 +25,10 @@ def join(system: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def limit_v1(system: Path, group: str, limit: str, rss: int = 0) -> None:
-    folder = system / "groups" / "memory" / group
+def limit_v1(
+    system: Path, group: str, limit: str, rss: int = 0, controllers: str = "memory"
+) -> None:
+    folder = system / "groups" / controllers / group
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.limit_in_bytes").write_text(limit)
     (folder / "memory.stat").write_text(f"cache 77\nrss 5\ntotal_cache 99\ntotal_rss {rss}\n")
@@ -92,6 +94,50 @@ def test_a_group_that_holds_more_than_its_limit_has_nothing_free(system: Path) -
     limit_v2(system, "job", f"{GIB}\n", anon=2 * GIB)
 
     assert free_of(system) == 0
+
+
+def test_shared_memory_is_held_too(system: Path) -> None:
+    join(system, "0::/job")
+    limit_v2(system, "job", f"{2 * GIB}\n", anon=GIB // 4)
+    with (system / "groups" / "job" / "memory.stat").open("a") as file:
+        file.write(f"shmem {GIB // 2}\n")
+
+    assert free_of(system) == 5 * GIB // 4
+
+
+def test_a_group_that_is_slowed_down_from_a_size_counts_as_limited_to_it(system: Path) -> None:
+    join(system, "0::/job")
+    limit_v2(system, "job", "max\n")
+    (system / "groups" / "job" / "memory.high").write_text(f"{GIB}\n")
+
+    assert free_of(system) == GIB
+
+
+def test_controllers_that_are_mounted_together(system: Path) -> None:
+    join(system, "3:cpu,memory:/job")
+    limit_v1(system, "job", f"{GIB}\n", controllers="cpu,memory")
+
+    assert free_of(system) == GIB
+
+
+@pytest.mark.parametrize("line", ["", "3", "0::", "0::/a\u2028b", "0::/../..", "3:memory:/a\0b"])
+def test_a_group_that_is_no_name_changes_nothing(system: Path, line: str) -> None:
+    join(system, line)
+
+    assert free_of(system) == 3 * GIB
+
+
+def test_names_and_numbers_that_nobody_expects_change_nothing(system: Path) -> None:
+    (system / "proc" / "self" / "cgroup").write_bytes(b"0::/\xff\n0::/job\n")
+    limit_v2(system, "job", "\n\n")
+    assert free_of(system) == 3 * GIB
+
+    limit_v2(system, "job", f"{GIB}\n")
+    (system / "groups" / "job" / "memory.stat").write_text("anon\n\nanon many\nshmem 12 13\n")
+    assert free_of(system) == GIB - 12
+
+    (system / "proc" / "meminfo").write_text("MemAvailable:\n")
+    assert free_of(system) == GIB - 12
 
 
 def test_this_machine_has_some_and_not_more_than_all() -> None:

@@ -12,22 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+# cgroups(7): of version 2 and 1, what limits memory, and what a group holds that cannot be dropped
+LIMITS = ("memory.max", "memory.high"), ("memory.limit_in_bytes",)
+HELD = ("anon", "shmem"), ("total_rss", "total_shmem")
 
 
 def find_free_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
     """Return the bytes that can be used before something else has to be swapped out or killed.
 
-    Elsewhere than on Linux it is all memory of the machine, or no limit where it does not say.
+    Elsewhere than on Linux it is all memory of the machine, or no limit where it does not say. What
+    cannot be read counts as no limit.
 
     Args:
         proc: of the system.
         groups: where its control groups are.
     """
-    free = _machine_memory()
-    for line in _read_lines(proc / "meminfo"):
-        if line.startswith("MemAvailable:"):
-            free = min(free, int(line.split()[1]) * 2**10)
-    return max(0, min([free, *_free_in_groups(proc, groups)]))
+    available = _read_numbers(proc / "meminfo").get("MemAvailable:")
+    machine = _machine_memory() if available is None else available * 2**10
+    return max(0, min([machine, *_free_in_groups(proc, groups)]))
 
 
 def _machine_memory() -> int:
@@ -37,32 +39,41 @@ def _machine_memory() -> int:
 
 
 def _free_in_groups(proc: Path, groups: Path) -> Iterator[int]:
-    """Yield the limit of every group above the process, less what its processes hold."""
-    for line in _read_lines(proc / "self" / "cgroup"):  # cgroups(7): number:controllers:path
-        _, controllers, path = line.split(":", 2)
+    """Yield the limit of every group that holds the process, less what all in it hold."""
+    for line in _read(proc / "self" / "cgroup").split("\n"):
+        _, _, rest = line.partition(":")  # number:controllers:path
+        controllers, _, path = rest.partition(":")
         if controllers and "memory" not in controllers.split(","):
             continue
-        top = groups / "memory" if controllers else groups
-        limit_name = "memory.limit_in_bytes" if controllers else "memory.max"
-        held_name = "total_rss" if controllers else "anon"
+        is_old = bool(controllers)
+        top = groups / controllers if is_old else groups
+        if is_old and not top.exists():
+            top = groups / "memory"
         # in a container the path may be the host's: then only the top is there
-        for folder in (top, *(top / part for part in _with_parents(path.strip("/")))):
-            (limit,) = _read_lines(folder / limit_name) or ["max"]
-            if limit != "max":
-                held = dict(line.split() for line in _read_lines(folder / "memory.stat"))
-                yield int(limit) - int(held.get(held_name, 0))
+        for folder in (top, *_with_parents(top, path.strip("/"))):
+            held = _read_numbers(folder / "memory.stat")
+            for name in LIMITS[is_old]:
+                limit = _read(folder / name).strip()
+                if limit.isdecimal():
+                    yield int(limit) - sum(held.get(key, 0) for key in HELD[is_old])
 
 
-def _with_parents(path: str) -> Iterator[str]:
-    """Yield "a", "a/b" and so on of a path."""
+def _with_parents(top: Path, path: str) -> Iterator[Path]:
+    """Yield top/a, top/a/b and so on of a path a/b."""
     parts = path.split("/") if path else []
     for count in range(len(parts)):
-        yield "/".join(parts[: count + 1])
+        yield top.joinpath(*parts[: count + 1])
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a small file, none where it cannot be read."""
+def _read_numbers(path: Path) -> dict[str, int]:
+    """Return the numbers of a file of lines `name number …`; others are left out."""
+    words = [line.split() for line in _read(path).split("\n")]
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}
+
+
+def _read(path: Path) -> str:
+    """Return a small file, nothing where it cannot be read."""
     try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
+        return path.read_text("utf-8", errors="surrogateescape")
+    except (OSError, ValueError):  # ValueError: a path with a zero byte
+        return ""

@@ -192,7 +192,7 @@ def _check_resident(split: Split, device: torch.device) -> None:
     if needed > free:
         raise BackendUnavailable(
             f"backend 'resident' needs {_gib(needed)} on {device} for split {split.name!r}, "
-            f"{_gib(free)} is free; use --backend torch"
+            f"{_free_text(device, free)}; use --backend torch"
         )
 
 
@@ -202,7 +202,8 @@ def _check_dali(split: Split, batch_bytes: int, device: torch.device) -> None:
     if batch_bytes > free:
         raise BackendUnavailable(
             f"backend 'dali' may need {_gib(batch_bytes)} for a batch of the largest images of "
-            f"split {split.name!r}, {_gib(free)} is free; use --backend torch, or smaller batches"
+            f"split {split.name!r}, {_free_text(device, free)}; use --backend torch, or smaller "
+            "batches"
         )
 
 
@@ -216,6 +217,12 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return find_free_memory() // 2
+
+
+def _free_text(device: torch.device, free: int) -> str:
+    if device.type == "cuda":
+        return f"{_gib(free)} is free"
+    return f"{_gib(free)} may be used, half of the host memory that is free"
 
 
 def _gib(num_bytes: int) -> str:
