@@ -36,7 +36,8 @@ from tinyvgg.training.trainer import Trainer
 
 logger = logging.getLogger("tinyvgg")
 
-PACK_IMAGES = 2000  # re-encoded as JPEG and packed again
+# re-encoded as JPEG and packed again: enough for `pack` to decode in processes, in little space
+PACK_IMAGES, PACK_BYTES = 16_384, 256 * 2**20
 STEP_IMAGES = 64  # of a batch that is trained on
 LARGE_PIXELS, LARGE_STEP_IMAGES = 128, 16  # an image of 224 pixels costs 12 times one of 64
 LOOP_STEPS = 4  # of the training loop in one unit of work, where a step is shorter than a window
@@ -147,7 +148,8 @@ def _pack_again(dataset: PackedDataset, scratch: Path) -> Work:
         return path
 
     # of every class: rows stand class by class
-    rows = np.linspace(0, train.num_images - 1, min(PACK_IMAGES, train.num_images)).astype(int)
+    num_images = min(PACK_IMAGES, train.num_images, 1 + PACK_BYTES // int(train.row_bytes.mean()))
+    rows = np.linspace(0, train.num_images - 1, num_images).astype(int)
     for row in rows.tolist():
         if is_jpeg:
             place("train", row).write_bytes(train.view_row(row).tobytes())
