@@ -277,6 +277,7 @@ def test_a_batch_in_parts_has_the_update_of_a_whole_one(bright: PackedDataset) -
     assert relative_error(updates[1], updates[0]) < 1e-2
 
 
+@(pytest.mark.gpu if HAS_GPU else pytest.mark.long)  # tests/runs/test_fit.py does it on a CPU
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_losses_of_one_that_was_not(
     bright: PackedDataset, tmp_path: Path
 ) -> None:

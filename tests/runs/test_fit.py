@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.runs.tiny_network import Tiny
 from tinyvgg.errors import CheckpointError, DivergedError, ShardError
 from tinyvgg.model.summary import train_flop
 from tinyvgg.runs.checkpoint import EpochRecord
@@ -36,23 +37,27 @@ class Setup:
     recipe: Recipe
     out: Path
     options: RunOptions
+    is_tiny: bool = False
 
     def changed(self, **changes: Any) -> "Setup":
         """Return it with fields of the recipe and the options changed."""
         names = vars(self.options).keys() & changes.keys()
         options = replace(self.options, **{name: changes.pop(name) for name in names})
-        return Setup(replace(self.recipe, **changes), self.out, options)
+        return replace(self, recipe=replace(self.recipe, **changes), options=options)
 
     def open(self, dataset: PackedDataset) -> Run:
-        return open_run(self.recipe, dataset, CPU, self.out, self.options)
+        torch.manual_seed(self.recipe.seed)
+        model = Tiny(dropout=0.2) if self.is_tiny else None
+        return open_run(self.recipe, dataset, CPU, self.out, self.options, model=model)
 
 
 @pytest.fixture
 def make_setup(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> Callable[..., Setup]:
-    """Return a setup of a network whose step takes a fifth of that of recipe fast on a CPU."""
+    """Return a setup of a tiny network, unless `arch` names one of the package's."""
 
     def make(out: str = "run", **changes: Any) -> Setup:
-        setup = Setup(make_recipe(**SMALL), tmp_path / out, RunOptions(log_every=3))
+        options, is_tiny = RunOptions(log_every=3), "arch" not in changes
+        setup = Setup(make_recipe(**SMALL), tmp_path / out, options, is_tiny)
         return setup.changed(**changes)
 
     return make
@@ -125,7 +130,13 @@ def test_a_run_leaves_its_files(
 
 @pytest.mark.parametrize(
     ("stop", "fields"),
-    [(1, {"optimizer": "adamw", "learning_rate": 1e-3}), (4, {}), (5, {}), (7, RECIPE)],
+    [
+        (1, {"arch": "vgg11", "optimizer": "adamw", "learning_rate": 1e-3}),
+        (4, {"arch": "vgg11"}),
+        (5, {}),
+        (7, {"optimizer": "muon", "learning_rate": 0.0}),
+        pytest.param(7, RECIPE, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
     color_dataset: PackedDataset,
@@ -266,7 +277,8 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     if damage == "cut":
         last.write_bytes(data[: len(data) // 2])
     elif damage == "flipped":
-        data[len(data) // 2] ^= 1
+        weights = torch.load(last, weights_only=True)["model"]["head.weight"]
+        data[data.index(weights.numpy().tobytes())] ^= 1
         last.write_bytes(data)
     else:
         last.unlink()
@@ -316,12 +328,12 @@ def test_images_grow_over_the_epochs_and_operations_are_counted_at_their_size(
     make_setup: Callable[..., Setup], pack_arrays: Callable[..., PackedDataset]
 ) -> None:
     dataset = pack_noise(pack_arrays, 64)
-    setup = make_setup(arch="vgg_net_bn", epochs=3, sizes=(32, 48), size_shares=(0.4, 0.3))
+    setup = make_setup(arch="vgg11_bn", epochs=3, sizes=(32, 48), size_shares=(0.4, 0.3))
 
     run = run_training(setup, dataset)[0]
 
     assert [record.pixels for record in run.history] == [32, 48, 64]
-    costs = [train_flop("vgg_net_bn", 2, pixels, pixels) for pixels in (32, 48, 64)]
+    costs = [train_flop("vgg11_bn", 2, pixels, pixels) for pixels in (32, 48, 64)]
     assert [record.pflop for record in run.history] == pytest.approx(
         [sum(costs[: epoch + 1]) * 8 / 1e15 for epoch in range(3)]
     )
@@ -332,7 +344,8 @@ def test_nothing_compiles_after_the_first_epoch_though_images_grow(
     make_setup: Callable[..., Setup], pack_arrays: Callable[..., PackedDataset]
 ) -> None:
     dataset = pack_noise(pack_arrays, 48)
-    setup = make_setup(epochs=3, batch_size=4, sizes=(32,), size_shares=(0.6,), compile="on")
+    fields = {"arch": "vgg11", "sizes": (32,), "size_shares": (0.6,), "compile": "on"}
+    setup = make_setup(epochs=3, batch_size=4, **fields)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     run = setup.open(dataset)
@@ -453,7 +466,7 @@ def test_resume_takes_the_settings_of_the_run(
 def test_resume_on_another_dataset_is_refused(
     color_dataset: PackedDataset, make_setup: Callable[..., Setup], packed: PackedDataset
 ) -> None:
-    setup = make_setup(limit_steps=1)
+    setup = make_setup(limit_steps=1, arch="vgg11")
     run_training(setup, color_dataset)
 
     with pytest.raises(ShardError, match="open the data set it was saved with"):

@@ -1,5 +1,6 @@
 """`fit` from Python: a network of one's own, a transform, and what the run then knows."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tinyvgg
+from tests.runs.tiny_network import Tiny
 from tinyvgg.errors import CheckpointError
 from tinyvgg.inference.trained import Preprocessing
 from tinyvgg.shards.store import PackedDataset
@@ -17,22 +19,6 @@ from tinyvgg.training.config import Recipe
 
 SMALL: dict[str, Any] = {"arch": "vgg11", "sizes": (32,), "size_shares": (0.5,)}
 SMALL |= {"optimizer": "sgd", "learning_rate": 0.01}
-
-
-class Tiny(nn.Module):
-    """A network with BatchNorm, that gives logits, alone or in a tuple."""
-
-    def __init__(self, num_classes: int = 2, *, gives_tuple: bool = False) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, stride=2)
-        self.norm = nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, num_classes)
-        self.gives_tuple = gives_tuple
-
-    def forward(self, images: Tensor) -> Any:
-        features = self.norm(self.conv(images)).relu().mean((2, 3))
-        logits = self.head(features)
-        return (logits, features) if self.gives_tuple else logits
 
 
 @pytest.fixture
@@ -105,8 +91,9 @@ def test_a_transform_sees_what_the_network_would_and_decides_what_it_sees(
         hot = nn.functional.one_hot(labels, 2).float()
         return (images + images.flip(0)) / 2, (hot + hot.flip(0)) / 2
 
-    mixed = tinyvgg.fit(color_dataset, recipe, transform=mix)
-    plain = tinyvgg.fit(color_dataset, recipe)
+    start = Tiny()
+    mixed = tinyvgg.fit(color_dataset, recipe, model=copy.deepcopy(start), transform=mix)
+    plain = tinyvgg.fit(color_dataset, recipe, model=start)
 
     assert seen == [((8, 3, 32, 32), torch.int64)] * 5 + [((8, 3, 48, 48), torch.int64)] * 5
     assert mixed.history[0].train_loss != plain.history[0].train_loss
@@ -159,7 +146,7 @@ def test_nothing_is_written_without_out(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
 
-    tinyvgg.fit(color_dataset.folder, recipe)
+    tinyvgg.fit(color_dataset.folder, recipe, model=Tiny())
 
     assert list((tmp_path / "empty").iterdir()) == []
 
@@ -233,7 +220,7 @@ def test_a_callback_hears_of_every_step_and_epoch(
 
     told = Told()
 
-    tinyvgg.fit(color_dataset, recipe, callback=told)
+    tinyvgg.fit(color_dataset, recipe, model=Tiny(), callback=told)
 
     assert (told.steps, told.epochs) == (10, 2)
 
