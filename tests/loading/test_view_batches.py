@@ -226,16 +226,20 @@ def test_boxes_that_are_cut_out_on_the_device_are_those_of_the_host(dataset: Pac
 def test_resident_that_does_not_fit_is_refused(
     dataset: PackedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    monkeypatch.setattr("tinyvgg.loading.open.find_free_memory", lambda: 2**10)
 
-    with pytest.raises(BackendUnavailable, match=r"resident' needs 0\.00 GiB on cpu .* torch"):
+    refusal = (
+        r"resident' needs 0\.00 GiB on cpu for split 'train', 0\.00 GiB may be used, half of the "
+        "host memory that is free; use --backend torch"
+    )
+    with pytest.raises(BackendUnavailable, match=refusal):
         open_view(dataset, "resident")
 
 
 def test_dali_whose_batches_may_not_fit_is_refused(
     dataset: PackedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    monkeypatch.setattr("tinyvgg.loading.open.find_free_memory", lambda: 2**10)
 
     with pytest.raises(BackendUnavailable, match=r"dali' may need 0\.00 GiB for a batch .* torch"):
         open_view(dataset, "dali")

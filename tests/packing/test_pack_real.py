@@ -82,7 +82,7 @@ def test_real_images_give_the_same_bytes_from_zip_and_folder_for_any_workers(
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize("one_in", [7, pytest.param(1, marks=pytest.mark.long)])
-def test_every_real_train_image_equals_that_of_image_folder(
+def test_real_train_images_equal_those_of_image_folder(
     real_sources: dict[str, Path], real_packed: Path, one_in: int
 ) -> None:
     root = find_root(real_sources["folder"])

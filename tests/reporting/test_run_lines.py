@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.runs.tiny_network import Tiny
 from tinyvgg.reporting.run_lines import (
     RunLines,
     estimate_sec,
@@ -36,17 +37,21 @@ def open_small(
 ) -> Callable[..., Run]:
     """Open a run of 5 steps an epoch, whose steps take a tenth of a second longer if `is_slow`."""
 
-    def open_it(*, is_slow: bool = False, epochs: int = 2, **options: object) -> Run:
+    def open_it(
+        *, is_slow: bool = False, epochs: int = 2, is_tiny: bool = True, **options: object
+    ) -> Run:
         def wait(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             time.sleep(0.1 * is_slow)
             return images, labels
 
+        torch.manual_seed(0)
         return open_run(
             make_recipe(**SMALL, epochs=epochs),
             color_dataset,
             CPU,
             tmp_path / "run",
             RunOptions(**options),  # type: ignore[arg-type]
+            model=Tiny() if is_tiny else None,
             transform=wait,
         )
 
@@ -84,7 +89,7 @@ def test_a_slow_run_says_figures_by_time_long_before_log_every(
 
 
 def test_a_fast_run_says_no_figures_by_time(open_small: Callable[..., Run]) -> None:
-    lines = follow(open_small(log_every=5), first_sec=600, quiet_sec=600)
+    lines = follow(open_small(log_every=5, is_tiny=False), first_sec=600, quiet_sec=600)
 
     assert [line.split(" loss")[0] for line in lines] == [
         "[1,     5]",
@@ -109,7 +114,7 @@ def test_what_is_said_by_time_changes_no_bit_of_the_run(
 
 
 def test_the_opening_names_network_images_device_and_steps(open_small: Callable[..., Run]) -> None:
-    lines = list(render_opening(open_small(limit_steps=7)))
+    lines = list(render_opening(open_small(limit_steps=7, is_tiny=False)))
 
     num_threads = torch.get_num_threads()
     threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"

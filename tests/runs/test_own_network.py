@@ -99,13 +99,16 @@ def test_a_transform_sees_what_the_network_would_and_decides_what_it_sees(
     assert mixed.history[0].train_loss != plain.history[0].train_loss
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"statistics": "reference"}], ids=str)
-@pytest.mark.parametrize("is_own", [False, True])
+@pytest.mark.parametrize(
+    ("is_own", "changes"),
+    [(False, {}), (True, {}), (True, {"ema_decay": 0.5}), (True, {"statistics": "reference"})],
+    ids=str,
+)
 def test_evaluate_gives_the_last_epochs_figures_exactly(
     color_dataset: PackedDataset,
     make_recipe: Callable[..., Recipe],
-    changes: dict[str, Any],
     is_own: bool,
+    changes: dict[str, Any],
 ) -> None:
     recipe = make_recipe(**SMALL | changes)
 
